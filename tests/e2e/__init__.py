@@ -1,0 +1,1 @@
+"""All services as processes: what a person would do, and what can go wrong."""
