@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from ipaddress import ip_address
 from types import TracebackType
 from typing import ClassVar, Self
@@ -195,7 +195,7 @@ class GuardedFetcher:
     async def _get(self, target: httpx.URL) -> AsyncIterator[httpcore.Response]:
         """Check, pin and connect to `target`'s host, and yield the answer with its body unread."""
         host = target.raw_host.decode("ascii")
-        port = target.port or (443 if target.scheme == "https" else 80)
+        port = target.port if target.port is not None else 443 if target.scheme == "https" else 80
         if not 0 < port < 65536 or (self.limits.ports is not None and port not in self.limits.ports):
             raise FetchFailed(f"Port {port} may not be fetched from.", field="url")
         literal = self._policy.check_host(host)
@@ -384,6 +384,7 @@ def _inflater(encoding: str | None) -> _Inflater | None:
     return _Inflater()
 
 
+@cache
 def _default_ssl_context() -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=certifi.where())
     context.load_default_certs()
