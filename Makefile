@@ -41,7 +41,7 @@ demo: $(VENV)/.run ## Import the sample pictures, search them by words and by pi
 ## --- check -------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint test-unit test-contract test-e2e ## Check everything: style, types, structure, and all tests
+test: lint test-unit test-contract test-e2e test-load ## Check everything: style, types, structure, and all tests
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Style, types and the rules of who may import whom
@@ -61,6 +61,10 @@ test-contract: $(VENV)/.dev fonts ## The public API and what README promises
 .PHONY: test-e2e
 test-e2e: $(VENV)/.dev fonts ## All services as processes: the main job, crashes, bad input
 	@$(BIN)/pytest -q tests/e2e
+
+.PHONY: test-load
+test-load: $(VENV)/.dev fonts ## More requests at once than can be served
+	@$(BIN)/pytest -q tests/load
 
 .PHONY: bench
 bench: $(VENV)/.dev fonts ## Measure against what others would write; prints ratios with medians (about 20 minutes)
