@@ -101,7 +101,9 @@ CREATE TABLE analyses (
     PRIMARY KEY (image_id, stage),
     CHECK ((state = 'running') = (token IS NOT NULL AND lease_until IS NOT NULL))
 );
-CREATE INDEX analyses_pending ON analyses (stage, not_before, image_id) WHERE state = 'pending';
+-- A lease takes the first rows in this order; rows still waiting out their `not_before` are stepped over. With
+-- `not_before` in front, every lease would have to sort the whole backlog by image.
+CREATE INDEX analyses_pending ON analyses (stage, image_id) INCLUDE (not_before) WHERE state = 'pending';
 CREATE INDEX analyses_running ON analyses (stage, lease_until) WHERE state = 'running';
 CREATE INDEX analyses_failed ON analyses (stage, finished_at) WHERE state = 'failed';
 CREATE INDEX analyses_done ON analyses (stage, finished_at) WHERE state = 'done';
@@ -139,3 +141,49 @@ CREATE TABLE removals (
     sha256 bytea NOT NULL,
     requested_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- Totals, kept as changes to be summed up: `images`, `bytes`, and `<stage>.<state>`. Counting a million rows takes tenths
+-- of a second, and a single row that is counted up would make every writer wait for every other one. A change is one
+-- more row, in the transaction that makes it; storage-service folds them together every few seconds.
+CREATE TABLE tallies (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    what text NOT NULL,
+    n bigint NOT NULL
+);
+
+CREATE FUNCTION tally_images() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO tallies (what, n) SELECT 'images', count(*) FROM changed HAVING count(*) > 0
+            UNION ALL SELECT 'bytes', sum(bytes) FROM changed HAVING count(*) > 0;
+    ELSE
+        INSERT INTO tallies (what, n) SELECT 'images', -count(*) FROM changed HAVING count(*) > 0
+            UNION ALL SELECT 'bytes', -sum(bytes) FROM changed HAVING count(*) > 0;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER images_inserted AFTER INSERT ON images
+    REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION tally_images();
+CREATE TRIGGER images_deleted AFTER DELETE ON images
+    REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION tally_images();
+
+CREATE FUNCTION tally_analyses() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO tallies (what, n) SELECT stage || '.' || state, count(*) FROM after GROUP BY stage, state;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO tallies (what, n) SELECT stage || '.' || state, -count(*) FROM before GROUP BY stage, state;
+    ELSE
+        INSERT INTO tallies (what, n)
+            SELECT stage || '.' || state, sum(d)
+            FROM (SELECT stage, state, 1 AS d FROM after UNION ALL SELECT stage, state, -1 FROM before) AS changes
+            GROUP BY stage, state HAVING sum(d) <> 0;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER analyses_inserted AFTER INSERT ON analyses
+    REFERENCING NEW TABLE AS after FOR EACH STATEMENT EXECUTE FUNCTION tally_analyses();
+CREATE TRIGGER analyses_updated AFTER UPDATE ON analyses
+    REFERENCING OLD TABLE AS before NEW TABLE AS after FOR EACH STATEMENT EXECUTE FUNCTION tally_analyses();
+CREATE TRIGGER analyses_deleted AFTER DELETE ON analyses
+    REFERENCING OLD TABLE AS before FOR EACH STATEMENT EXECUTE FUNCTION tally_analyses();

@@ -1,0 +1,1 @@
+"""Stores pictures, what is known of them, and their vectors; and finds them again."""
