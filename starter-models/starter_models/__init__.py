@@ -1,0 +1,1 @@
+"""Scenes drawn by a program, and the training of Pixelgate's starter weights on them."""
