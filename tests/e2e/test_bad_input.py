@@ -75,7 +75,11 @@ REFUSED = {
     "truncated-jpeg": (encoded(noisy(seed=3), "JPEG")[:-3000], 422, "broken_image"),
     "50000x50000-png": (png_bomb(50_000), 413, "image_too_large"),
     "0-bytes": (b"", 422, "not_an_image"),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', 415, "unsupported_format"),
+    "svg": (
+        b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+        415,
+        "unsupported_format",
+    ),
 }
 
 TAKEN = {

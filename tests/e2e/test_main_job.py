@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -238,6 +239,16 @@ def test_a_deleted_picture_is_gone_from_everywhere(library: Library) -> None:
     assert library.client.get(f"/v1/images/{image_id}").status_code == 404
     assert library.client.get(f"/v1/images/{image_id}/original").status_code == 404
     assert library.client.post("/v1/search/by-image", **search).json()["hits"][0]["image"]["id"] != image_id  # type: ignore[arg-type]
+
+
+def test_a_request_id_travels_through_every_service(library: Library) -> None:
+    sent = {"X-Request-ID": "a-search-to-follow"}
+    answer = library.client.get("/v1/search", params={"q": "a bus"}, headers=sent)
+    assert answer.headers["x-request-id"] == "a-search-to-follow"
+    for service in ("gateway", "embed", "storage"):
+        log = (library.system.data_dir / "logs" / f"{service}.log").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in log.splitlines() if "a-search-to-follow" in line]
+        assert any(line["request_id"] == "a-search-to-follow" for line in lines), service
 
 
 def test_everything_survives_a_restart(library: Library) -> None:
