@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
 from pixelgate_common.errors import Unavailable
 from pixelgate_common.vectors import FloatVector
+
 from storage_service.vectors.conditions import Condition
 
 Payload = dict[str, Any]
@@ -37,7 +37,8 @@ PAYLOAD_FIELDS: Mapping[str, FieldKind] = {
 """Every payload field that a condition may name, and the kind of its payload index.
 
 Each implementation makes all of these indexes together with the generation: a filter on a field without one is slower
-by two orders of magnitude. `tokens` holds everything with free names or long text (`filters_index`).
+by two orders of magnitude. `tokens` holds everything with free names or long text (`payloads.py`). Beside these, a
+payload has a `stamp`, which tells whether it is still what Postgres says.
 """
 
 
@@ -79,8 +80,8 @@ class VectorIndex(Protocol):
         """Replace the whole payload of these pictures' points; pictures without a point are passed over."""
         ...
 
-    async def remove(self, image_ids: Collection[int]) -> None:
-        """Remove these pictures from every generation; those that are not there are passed over."""
+    async def remove(self, image_ids: Collection[int], generation_id: int | None = None) -> None:
+        """Remove these pictures from one generation or from all; those that are not there are passed over."""
         ...
 
     async def search(
@@ -103,7 +104,11 @@ class VectorIndex(Protocol):
         ...
 
     def stamps(self, generation_id: int) -> AsyncIterator[tuple[Ids, Ids]]:
-        """Yield the ids of all points in ascending order, and the `seq` of each, in batches of equal-shaped arrays."""
+        """Yield the ids of all points in ascending order, and each one's `stamp` (-1: none), in batches."""
+        ...
+
+    async def present(self) -> set[int]:
+        """Return the ids of the generations that the store holds, open or not."""
         ...
 
     async def close(self) -> None:
