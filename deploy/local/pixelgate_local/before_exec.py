@@ -1,12 +1,13 @@
-"""Runs in a child process before the program itself: ties it to its parent's life, and may rename root.
+"""Runs in a child process before the program itself: ties it to its parent's life, and may give up being root.
 
 A script of the standard library only, started with `python -I -S`, because the work must happen after fork and before
 exec, and Python code between those two is not safe in a process that has threads.
 
-    before_exec.py PARENT_PID SIGNAL UID PROGRAM ARGUMENTS…
+    before_exec.py PARENT_PID SIGNAL INNER_UID UID GID PROGRAM ARGUMENTS…
 
-SIGNAL is sent by the kernel when the parent *thread* that started this process ends. UID 0 changes nothing; another
-one is how root will be called inside a new user namespace: files made there still belong to root outside.
+SIGNAL is sent by the kernel when the parent *thread* that started this process ends. INNER_UID, if not 0, is how root
+will be called inside a new user namespace: files made there still belong to root outside. UID and GID, if not 0, are
+whom root becomes; here, and not in the parent, because that user may be unable to reach this very Python.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def _checked(result: int, what: str) -> None:
 
 def main() -> None:
     """Prepare this process and become the program."""
-    parent, death_signal, inner_uid, program = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    parent, death_signal, inner_uid, uid, gid = (int(word) for word in sys.argv[1:6])
+    program = sys.argv[6:]
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         if inner_uid:
@@ -42,7 +44,11 @@ def main() -> None:
             ):
                 with open(f"/proc/self/{name}", "w") as file:
                     file.write(value)
-        # After unshare: a change of credentials would clear it. exec keeps it.
+        if uid:
+            os.setgroups([])
+            os.setgid(gid)
+            os.setuid(uid)
+        # After these: a change of credentials would clear it. exec keeps it.
         _checked(libc.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0), "prctl")
         if os.getppid() != parent:
             sys.exit(128 + signal.SIGKILL)  # the parent ended before the line above could watch it

@@ -13,14 +13,17 @@ from typing import IO
 _BEFORE_EXEC = Path(__file__).with_name("before_exec.py")
 
 
-def tied_command(command: Sequence[str], death_signal: signal.Signals, inner_uid: int = 0) -> list[str]:
+def tied_command(
+    command: Sequence[str], death_signal: signal.Signals, inner_uid: int = 0, user: tuple[int, int] | None = None
+) -> list[str]:
     """Return `command` so wrapped that it gets `death_signal` when the thread that starts it ends.
 
     The process keeps its number: the wrapper becomes the program by exec. With `inner_uid`, root is called so inside a
-    user namespace of its own.
+    user namespace of its own; with `user`, a (uid, gid), root becomes that user.
     """
-    prepare = [sys.executable, "-I", "-S", str(_BEFORE_EXEC), str(os.getpid()), str(int(death_signal)), str(inner_uid)]
-    return [*prepare, *command]
+    uid, gid = user or (0, 0)
+    numbers = [os.getpid(), int(death_signal), inner_uid, uid, gid]
+    return [sys.executable, "-I", "-S", str(_BEFORE_EXEC), *map(str, numbers), *command]
 
 
 def spawn(
@@ -33,21 +36,18 @@ def spawn(
     inner_uid: int = 0,
     user: tuple[int, int] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` as the leader of its own process group, with both outputs to `output`; `user` is (uid, gid).
+    """Start `command` as the leader of its own process group, with both outputs to `output`; see `tied_command`.
 
     The calling thread must live as long as the child is wanted: call this from the main thread.
     """
     return subprocess.Popen(
-        tied_command(command, death_signal, inner_uid),
+        tied_command(command, death_signal, inner_uid, user),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         env=dict(env),
         cwd=cwd,
         process_group=0,
-        user=user[0] if user else None,
-        group=user[1] if user else None,
-        extra_groups=[] if user else None,
     )
 
 
@@ -97,3 +97,8 @@ def all_pids() -> Iterator[int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             yield int(name)
+
+
+def ending(code: int) -> str:
+    """Say in words how a process ended, from its return code (negative: the signal)."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"

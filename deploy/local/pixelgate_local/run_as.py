@@ -66,16 +66,24 @@ def system_user() -> RunAs:
 
 
 def reachable_binaries(binaries: Binaries, run_as: RunAs) -> Binaries:
-    """Return `binaries`, or a copy of them in `COPIES` when the system user of `run_as` cannot reach them."""
+    """Return `binaries`, or a copy of them in `COPIES` when the system user of `run_as` cannot reach them.
+
+    Raises:
+        LocalError: not even the copy can be started by that user.
+    """
     if run_as.user is None or can_start(binaries, run_as):
         return binaries
+    installation = binaries.folder.parent
+    # The wheel's programs find their libraries in a folder beside their package, so this much of the tree is kept.
+    libraries = [installation.parents[1] / f"{installation.parent.name}.libs"]
     copy = COPIES / f"postgres-{binaries.version}"
-    copied = replace(binaries, folder=copy / "bin")
+    copied = replace(binaries, folder=copy / installation.parent.name / installation.name / "bin")
     if not can_start(copied, run_as):
         unfinished = copy.with_name(f"{copy.name}.{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(binaries.folder.parent, unfinished, symlinks=True)
-        for folder in (COPIES, unfinished):
+        for source in (installation, *filter(Path.is_dir, libraries)):
+            shutil.copytree(source, unfinished / source.relative_to(installation.parents[1]), symlinks=True)
+        for folder in (COPIES, unfinished, unfinished / installation.parent.name):
             folder.chmod(0o755)
         shutil.rmtree(copy, ignore_errors=True)
         unfinished.rename(copy)
@@ -104,11 +112,11 @@ def give_to(folder: Path, run_as: RunAs) -> None:
 
 
 def can_start(binaries: Binaries, run_as: RunAs) -> bool:
-    """Whether the system user of `run_as` can start this `postgres`."""
+    """Whether the system user of `run_as` can start these programs."""
     assert run_as.user is not None
     try:
         answer = subprocess.run(
-            [binaries.folder / "postgres", "--version"],
+            [binaries.folder / "initdb", "--version"],  # it needs every library that postgres needs
             capture_output=True,
             user=run_as.user[0],
             group=run_as.user[1],

@@ -89,10 +89,12 @@ def running_postgres() -> Iterator[PostgresServer]:
         finally:
             server.close()
         return
-    with tempfile.TemporaryDirectory(prefix="pixelgate-test-") as folder:
-        # Without fsync: what these tests need is speed, and no power cut is part of them.
-        with LocalPostgres(Path(folder), fsync=False) as postgres:
-            yield PostgresServer(postgres.dsn)
+    # Without fsync: what these tests need is speed, and no power cut is part of them.
+    with (
+        tempfile.TemporaryDirectory(prefix="pixelgate-test-") as folder,
+        LocalPostgres(Path(folder), fsync=False) as postgres,
+    ):
+        yield PostgresServer(postgres.dsn)
 
 
 @pytest.fixture(scope="session")
