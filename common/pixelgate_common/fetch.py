@@ -94,8 +94,8 @@ class FetchLimits:
     """The limits of one fetch. `allow_networks` are CIDR texts (setting `PIXELGATE_FETCH_ALLOW`).
 
     `allowed_media_types` are exact or end in `/*`; an answer without a Content-Type passes, because the bytes are
-    judged by the safe decode. `ports` None means any port. At most `max_concurrent` fetches run at once (others wait their
-    turn), so that memory stays below `max_concurrent` × 2 × `max_bytes`.
+    judged by the safe decode. `ports` None means any port. At most `max_concurrent` fetches run at once, others wait
+    their turn, so that memory stays below `max_concurrent` × 2 × `max_bytes`.
     """
 
     max_bytes: int = 25 * 1024 * 1024

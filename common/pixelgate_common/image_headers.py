@@ -133,7 +133,7 @@ def _check_jpeg(data: bytes) -> None:
             return
         junk += found - at
         at = found + 1
-        while data[at : at + 1] == b"\xff":
+        while junk <= _MAX_JPEG_JUNK and data[at : at + 1] == b"\xff":
             at, junk = at + 1, junk + 1
         if junk > _MAX_JPEG_JUNK:
             raise ValueError("too much between the segments")

@@ -220,8 +220,16 @@ def _opened(data: bytes | Path | BinaryIO, limits: DecodeLimits) -> Iterator[tup
         raise ImageTooLarge(
             f"The picture needs more memory than one of {limits.max_pixels} pixels may take (PIXELGATE_MAX_PIXELS)."
         ) from error
+    except ValueError as error:
+        if "MAX_TEXT" in str(error):  # Pillow's only sign of it
+            raise ImageTooLarge(f"A text or colour profile in the {form} file unpacks to more than 1 MiB.") from error
+        raise _broken(form) from error
     except Exception as error:  # Pillow throws whatever its parsers stumble over: OSError, SyntaxError, IndexError …
-        raise BrokenImage(f"The {form} file is damaged or cut off. Send the complete file.") from error
+        raise _broken(form) from error
+
+
+def _broken(form: str) -> BrokenImage:
+    return BrokenImage(f"The {form} file is damaged or cut off. Send the complete file.")
 
 
 def _read(data: bytes | Path | BinaryIO, limits: DecodeLimits) -> bytes:
