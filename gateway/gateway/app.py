@@ -1,0 +1,119 @@
+"""The gateway's application: its parts in the order in which they are opened, its routes, its guards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from pixelgate_common import __version__
+from pixelgate_common.contracts.problems import Problem
+from pixelgate_common.errors import install_error_handlers
+from pixelgate_common.fetch import GuardedFetcher
+from pixelgate_common.health import health_router
+from pixelgate_common.images import DecodeLimits
+from pixelgate_common.metrics import metrics_router
+from pixelgate_common.middleware import BodyCap, RequestContext
+
+from gateway.auth import Authenticator, KeyCheck, OpenAuthenticator
+from gateway.clients.embed import EmbedClient
+from gateway.clients.inner import open_http
+from gateway.clients.storage import StorageClient
+from gateway.embeddings import Embedder
+from gateway.feed import StageFeed
+from gateway.limits import Admission, body_limit
+from gateway.model_directory import ModelDirectory
+from gateway.parts import GatewayParts
+from gateway.pictures import Cropper
+from gateway.routes import embeddings, events, images, search, stages, stats
+from gateway.searcher import Searcher
+from gateway.settings import GatewaySettings
+from gateway.uploads import Uploads
+
+_DESCRIPTION = "Store pictures, and find them again by words, by picture and by metadata."
+
+
+def create_app(
+    settings: GatewaySettings,
+    *,
+    storage_http: httpx.AsyncClient | None = None,
+    embed_http: httpx.AsyncClient | None = None,
+    fetcher: GuardedFetcher | None = None,
+    authenticator: Authenticator | None = None,
+) -> FastAPI:
+    """Return the gateway's application; whatever is not given is made from `settings`, and closed at the end."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            to_storage = storage_http
+            if to_storage is None:
+                to_storage = await stack.enter_async_context(
+                    open_http(
+                        settings.storage_url, settings, read_timeout_s=settings.storage_timeout_s, connections=160
+                    )
+                )
+            to_embed = embed_http
+            if to_embed is None:
+                to_embed = await stack.enter_async_context(
+                    open_http(settings.embed_url, settings, read_timeout_s=settings.embed_timeout_s, connections=64)
+                )
+            fetching = fetcher
+            if fetching is None:
+                fetching = await stack.enter_async_context(GuardedFetcher(settings.fetch_limits))
+            storage = StorageClient(to_storage, token=settings.service_token, retry_s=settings.retry_s)
+            embed = EmbedClient(to_embed, token=settings.service_token, retry_s=settings.retry_s)
+            models = ModelDirectory(embed, settings.models_ttl_s)
+            limits = DecodeLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels)
+            cropper = Cropper(limits)
+            stack.callback(cropper.close)
+            feed = StageFeed(storage, poll_s=settings.events_poll_s, subscribers=settings.events_subscribers)
+            stack.push_async_callback(feed.close)
+            app.state.parts = GatewayParts(
+                settings=settings,
+                storage=storage,
+                embed=embed,
+                models=models,
+                uploads=Uploads(settings, storage, fetching),
+                searcher=Searcher(settings, storage, embed, models, fetching),
+                embedder=Embedder(settings, embed, models, fetching),
+                cropper=cropper,
+                feed=feed,
+            )
+            yield
+
+    app = FastAPI(
+        title="Pixelgate",
+        description=_DESCRIPTION,
+        version=__version__,
+        lifespan=lifespan,
+        responses={
+            422: {"model": Problem, "description": "The request is not valid"},
+            503: {"model": Problem, "description": "A part is away, or there is too much work; see Retry-After"},
+        },
+    )
+    for module in (images, search, embeddings, stages, events, stats):
+        app.include_router(module.router)
+    app.include_router(health_router({"storage": lambda: _storage(app), "embed": lambda: _embed(app)}))
+    app.include_router(metrics_router())
+    install_error_handlers(app)
+    # Added last runs first: id, then key, then a turn, then the body's size, and only then is a body read.
+    app.add_middleware(BodyCap, limit_for=body_limit(settings))
+    app.add_middleware(Admission, settings=settings)
+    app.add_middleware(KeyCheck, authenticator=authenticator or OpenAuthenticator())
+    app.add_middleware(RequestContext, service="gateway")
+    return app
+
+
+async def _storage(app: FastAPI) -> Any:
+    parts: GatewayParts = app.state.parts
+    return (await parts.storage.ready()).get("parts")
+
+
+async def _embed(app: FastAPI) -> Any:
+    parts: GatewayParts = app.state.parts
+    await parts.embed.ready()
+    known = await parts.embed.models()
+    return {"set": known.set, "models": {model.slot: model.fingerprint for model in known.models}}

@@ -1,0 +1,1 @@
+"""How the gateway talks to the other services: one class for each."""

@@ -1,0 +1,34 @@
+"""`/v1/stages`: how far the analysis is, and how it is steered."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from pixelgate_common.contracts.problems import Problem
+from pixelgate_common.contracts.storage import StageList, StageName, StageProgress
+from pixelgate_common.errors import NotFound
+
+from gateway.answers import json_answer
+from gateway.clients.storage import StageAction
+from gateway.parts import Parts
+
+router = APIRouter(prefix="/v1/stages", tags=["stages"])
+
+
+@router.get("", response_model=StageList)
+async def list_stages(parts: Parts) -> Response:
+    """Return, for each stage, what is left, what is done, what failed, and how long the rest will take."""
+    return json_answer(await parts.storage.stages())
+
+
+@router.post(
+    "/{stage}/{action}",
+    response_model=StageProgress,
+    responses={404: {"model": Problem, "description": "There is no such stage, or it is off"}},
+)
+async def steer(stage: StageName, action: StageAction, parts: Parts) -> Response:
+    """Pause or resume a stage, try its failed pictures again, or do all of them anew; return its state after that."""
+    await parts.storage.steer(stage, action)
+    for progress in (await parts.storage.stages()).stages:
+        if progress.stage == stage:
+            return json_answer(progress)
+    raise NotFound(f"The stage {stage} is off.")
