@@ -15,6 +15,8 @@ _MAX_JPEG_JUNK = 64 * 1024
 _MAX_JPEG_SCANS = 128  # the longest scripts of encoders have 64, thumbnails included a few more
 _MAX_PNG_CHUNKS = 100_000  # 25 MiB in IDAT chunks of 256 bytes
 _MAX_PNG_ANCILLARY = 2_000
+_SEQUENTIAL = (0xFFC0, 0xFFC1)  # baseline and extended, by Huffman codes; the number of channels is in byte 7
+_NO_FRAME = (0xFFC4, 0xFFC8, 0xFFCC)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -126,7 +128,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 def _check_jpeg(data: bytes) -> None:
     """Walk the segments as Pillow does, by its own table of which markers carry a length."""
-    at, junk = 2, 0
+    at, junk, interleaved = 2, 0, None
     for _ in range(_MAX_JPEG_SEGMENTS):
         found = data.find(b"\xff", at)
         if found < 0:
@@ -140,10 +142,15 @@ def _check_jpeg(data: bytes) -> None:
         marker = 0xFF00 | data[at] if at < len(data) else 0
         at += 1
         if marker == 0xFFDA:
+            # A sequential picture whose first scan has all channels ends with it: most do, and need no counting.
             # Inside compressed data 0xFF is always followed by 0 or a restart, so what is counted are scans.
-            if data.count(b"\xff\xda", at) > _MAX_JPEG_SCANS:
+            if data[at + 2 : at + 3] != interleaved and data.count(b"\xff\xda", at) > _MAX_JPEG_SCANS:
                 raise ValueError("too many scans")
             return
+        if marker in _SEQUENTIAL:
+            interleaved = data[at + 7 : at + 8]
+        elif 0xFFC0 <= marker <= 0xFFCF and marker not in _NO_FRAME:
+            interleaved = None
         if marker != 0xFF00:
             if marker not in JpegImagePlugin.MARKER:
                 return

@@ -181,7 +181,7 @@ def decode(
         image.load()
         picture = _to_8_bit(image, sixteen_bit)
         if wanted:
-            picture = picture.resize(wanted, Image.Resampling.LANCZOS, box=box, reducing_gap=2.0)
+            picture = picture.resize(wanted, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         picture = _to_color_mode(to_srgb(picture, profile), mode)
         if turn is not None:
             picture = picture.transpose(turn)
