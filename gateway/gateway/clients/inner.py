@@ -40,9 +40,13 @@ class TimedOut(Unavailable):
 
 
 class BadAnswer(PixelgateError):
-    """Another service answered with something that cannot be understood, or did not accept this gateway."""
+    """Another service answered with something that cannot be understood."""
 
     status, code, title = 502, "bad_answer", "A part that is needed gave an answer that cannot be used"
+
+
+class NotAccepted(BadAnswer):
+    """Another service did not accept this one's service token."""
 
 
 class Patience:
@@ -164,7 +168,7 @@ class InnerClient:
         status = answer.status_code
         if status == 401:
             log.error("inner_call_not_accepted", to=self.service)
-            return BadAnswer(f"{self.service} does not accept this gateway's service token.")
+            return NotAccepted(f"{self.service} does not accept this gateway's service token.")
         retry_after = answer.headers.get("retry-after", "")
         retry_after_s = float(retry_after) if retry_after.isdecimal() else None
         try:
