@@ -87,5 +87,5 @@ def both(first: Condition | None, second: Condition | None) -> Condition | None:
 
 
 def ids(image_ids: Iterable[int]) -> Condition:
-    """Return the condition that the point is one of these pictures."""
-    return IdIn(frozenset(image_ids))
+    """Return the condition that the point is one of these pictures (no point has a negative id)."""
+    return IdIn(frozenset(image_id for image_id in image_ids if image_id >= 0))
