@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def draw_background(background: Background, width: int, height: int, rng: Random
         period = rng.uniform(0.10, 0.30)
         ramp = _ramp(width, height, angle) / period + rng.random()
         wave = np.clip(np.sin(2 * math.pi * ramp) * rng.choice((1.0, 8.0)) * 0.5 + 0.5, 0, 1)
-        return _mix(darker, lighter, wave.astype(np.float32))
+        return _mix(darker, lighter, wave)
     if background.kind == "noise":
         noise = np.random.default_rng(rng.getrandbits(64))
         grain = rng.choice((1.0, 1.6, 2.4)) * max(width, height) / 288
@@ -84,7 +85,7 @@ def _ramp(width: int, height: int, angle: float) -> NDArray[np.float32]:
     return down[:, None] + across[None, :]
 
 
-def _mix(first: NDArray[np.float32], second: NDArray[np.float32], weight: NDArray[np.float32]) -> Image.Image:
+def _mix(first: NDArray[np.float32], second: NDArray[np.float32], weight: NDArray[np.floating[Any]]) -> Image.Image:
     """Blend two colours by a (height, width) weight in 0–1."""
     table = (first + np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (second - first)) * 255 + 0.5
     return Image.fromarray(table.astype(np.uint8)[(weight * 255).astype(np.uint8)])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from starter_models.captions import Facts
 from starter_models.labels import LABEL_INDEX
-from starter_models.scenes import Split, draw_scene, facts_of
+from starter_models.scenes import Split, draw_scene, facts_of, group_labels
 
 #: Side of the stored pictures in pixels; scenes are squashed to squares, as they are when they are embedded.
 PICTURE_SIDE = 128
@@ -41,9 +41,15 @@ def default_folder() -> Path:
     return Path.home() / ".cache" / "pixelgate" / "starter"
 
 
-def load_rendered(split: Split, count: int, *, processes: int = 1, folder: Path | None = None) -> RenderedScenes:
-    """Return the first ``count`` scenes of a split, rendering them first unless they are on disk already."""
-    target = (folder or default_folder()) / f"{split}-{count}"
+def load_rendered(
+    split: Split, count: int, *, per_group: int = 1, processes: int = 1, folder: Path | None = None
+) -> RenderedScenes:
+    """Return the first ``count`` scenes of a split, rendering them first unless they are on disk already.
+
+    With ``per_group`` above 1, that many scenes in a row share all their objects, and only those.
+    """
+    name = f"{split}-{count}" if per_group == 1 else f"{split}-{count}-by-{per_group}"
+    target = (folder or default_folder()) / name
     truth = target / "truth.jsonl"
     pictures_path, maps_path = target / "pictures.npy", target / "maps.npy"
     if not truth.exists():
@@ -56,7 +62,7 @@ def load_rendered(split: Split, count: int, *, processes: int = 1, folder: Path 
         starts = range(0, count, _CHUNK)
         with ProcessPoolExecutor(processes) as pool:
             for start, (some, covers, texts) in zip(
-                starts, pool.map(partial(_render, split, count), starts), strict=True
+                starts, pool.map(partial(_render, split, count, per_group), starts), strict=True
             ):
                 pictures[start : start + len(some)] = some
                 maps[start : start + len(some)] = covers
@@ -71,11 +77,14 @@ def load_rendered(split: Split, count: int, *, processes: int = 1, folder: Path 
     return RenderedScenes(np.load(pictures_path, mmap_mode="r"), np.load(maps_path, mmap_mode="r"), facts)
 
 
-def _render(split: Split, count: int, start: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
+def _render(
+    split: Split, count: int, per_group: int, start: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
     """Render one chunk: pictures, label maps, truth lines."""
     pictures, maps, lines = [], [], []
     for index in range(start, min(start + _CHUNK, count)):
-        scene = draw_scene(split, index, _DRAWN_SIZE)
+        labels = group_labels(split, index // per_group) if per_group > 1 else None
+        scene = draw_scene(split, index, _DRAWN_SIZE, labels=labels)
         small = scene.picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
         cover = np.zeros((MAP_SIDE, MAP_SIDE), dtype=np.uint8)
         for item in scene.objects:
@@ -94,9 +103,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--split", default="train")
     parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--per-group", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    load_rendered(arguments.split, arguments.count, processes=arguments.processes)
+    load_rendered(arguments.split, arguments.count, per_group=arguments.per_group, processes=arguments.processes)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -111,23 +111,28 @@ def split_of(labels: Iterable[str]) -> Split:
     return "test" if place == 0 else "validation" if place == 1 else "train"
 
 
-def draw_scene(split: Split, index: int, size: int | tuple[int, int] | None = None) -> Scene:
+def draw_scene(
+    split: Split, index: int, size: int | tuple[int, int] | None = None, *, labels: Sequence[str] | None = None
+) -> Scene:
     """Draw scene number ``index`` of a split; the same arguments give the same bytes on the same library versions.
 
     Args:
         split: one of SPLITS; no two splits share a seed or a combination of objects.
         index: 0 or more.
         size: the longer side in pixels, or (width, height); None takes one of DEFAULT_SIZES' range from the seed.
+        labels: one to five objects to draw, with repeats, instead of a chosen combination.
 
     Raises:
         FontMissingError: the emoji font is not on this machine.
-        ValueError: an unknown split, or a size under 32 pixels.
+        ValueError: an unknown split, labels that belong to another split, or a size under 32 pixels.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}")
-    seed = hashlib.blake2b(f"pixelgate scene {split} {index}".encode(), digest_size=8).digest()
-    rng = Random(int.from_bytes(seed, "big"))
-    labels = _choose_labels(split, rng)
+    asked = "" if labels is None else f" {','.join(labels)}"
+    rng = _seeded(f"scene {split} {index}{asked}")
+    labels = _choose_labels(split, rng) if labels is None else list(labels)
+    if split_of(labels) != split:
+        raise ValueError(f"the combination {', '.join(labels)} belongs to {split_of(labels)}, not to {split}")
     background = choose_background(rng)
     width, height = _choose_size(size, rng)
     if min(width, height) < 32:
@@ -148,6 +153,16 @@ def draw_scene(split: Split, index: int, size: int | tuple[int, int] | None = No
     facts = Facts(width, height, objects, background)
     caption = describe(facts, Random(rng.getrandbits(64)), background=True).text
     return Scene(split, index, picture, objects, background, caption, rng.randint(55, 95))
+
+
+def group_labels(split: Split, group: int) -> list[str]:
+    """Return the labels of group number ``group`` of a split, for scenes that share all their objects."""
+    return _choose_labels(split, _seeded(f"group {split} {group}"))
+
+
+def _seeded(what: str) -> Random:
+    digest = hashlib.blake2b(f"pixelgate {what}".encode(), digest_size=8).digest()
+    return Random(int.from_bytes(digest, "big"))
 
 
 def box_of(mask: NDArray[np.uint8]) -> tuple[int, int, int, int]:

@@ -144,15 +144,16 @@ LOSS_WEIGHTS = {"text": 1.0, "image": 1.0, "label": 0.7, "patch": 1.0, "ground":
 
 
 @torch.no_grad()
-def quick_recall(trainee: Trainee, scenes: RenderedScenes, tokenizer: Any, count: int = 1000) -> float:
-    """Return text→image recall@10 of full descriptions among ``count`` rendered scenes."""
+def quick_recall(trainee: Trainee, scenes: RenderedScenes, tokenizer: Any) -> float:
+    """Return text→image recall@10 of full descriptions among rendered scenes."""
     trainee.eval()
+    count = len(scenes)
     rng = Random(7)
-    texts = [describe(facts, rng, background=True).text for facts in scenes.facts[:count]]
+    texts = [describe(facts, rng, background=True).text for facts in scenes.facts]
     generator = torch.Generator().manual_seed(0)
     images, words = [], []
     for start in range(0, count, 250):
-        seen = view(scenes, np.arange(start, start + 250), IMAGE_SIZE, generator, strength=0)
+        seen = view(scenes, np.arange(start, min(start + 250, count)), IMAGE_SIZE, generator, strength=0)
         mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
         pooled, _, text = trainee(
             ((seen.pictures - mean) / std).bfloat16(), _encode(tokenizer, texts[start : start + 250])
@@ -161,7 +162,7 @@ def quick_recall(trainee: Trainee, scenes: RenderedScenes, tokenizer: Any, count
         words.append(F.normalize(text.float(), dim=-1))
     trainee.train()
     scores = torch.cat(words) @ torch.cat(images).T
-    found = scores.topk(10, dim=1).indices == torch.arange(count)[:, None]
+    found = scores.topk(min(10, count), dim=1).indices == torch.arange(count)[:, None]
     return found.any(dim=1).float().mean().item()
 
 
@@ -184,8 +185,8 @@ def train(arguments: argparse.Namespace) -> None:
     """Train until the steps are done, saving a checkpoint that ``--resume`` goes on from."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    scenes = load_rendered("train", arguments.scenes, processes=arguments.threads)
-    validation = load_rendered("validation", 1000)
+    scenes = load_rendered("train", arguments.scenes, processes=arguments.threads, folder=arguments.work)
+    validation = load_rendered("validation", arguments.validation, folder=arguments.work)
     tokenizer = build_tokenizer(scenes.facts[:TOKENIZER_SCENES])
     trainee = Trainee(len(tokenizer)).bfloat16()
     use_batched_attention(trainee)
@@ -193,7 +194,7 @@ def train(arguments: argparse.Namespace) -> None:
     facts = facts_matrix(scenes.facts)
     batches = shuffled(len(scenes), arguments.batch, np.random.default_rng(arguments.seed))
     generator, rng = torch.Generator().manual_seed(arguments.seed), Random(arguments.seed)
-    checkpoint = default_folder() / "clip-checkpoint.pt"
+    checkpoint = arguments.work / "clip-checkpoint.pt"
     first = 0
     if arguments.resume:
         saved = torch.load(checkpoint, weights_only=True)
@@ -223,18 +224,20 @@ def train(arguments: argparse.Namespace) -> None:
             export(trainee, tokenizer, arguments.out)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train the clip slot and write its weights."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=384)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--scenes", type=int, default=TRAINING_SCENES)
+    parser.add_argument("--validation", type=int, default=1000, help="scenes of the validation split")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--work", type=Path, default=default_folder(), help="rendered scenes and checkpoints")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    train(parser.parse_args())
+    train(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
