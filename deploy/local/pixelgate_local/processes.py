@@ -23,7 +23,12 @@ def tied_command(
     """
     uid, gid = user or (0, 0)
     numbers = [os.getpid(), int(death_signal), inner_uid, uid, gid]
-    return [sys.executable, "-I", "-S", str(_BEFORE_EXEC), *map(str, numbers), *command]
+    return [*python_command(_BEFORE_EXEC, *map(str, numbers)), *command]
+
+
+def python_command(script: Path, *arguments: str) -> list[str]:
+    """Return the command of a small script that needs the standard library only: started bare, in 20 ms."""
+    return [sys.executable, "-I", "-S", str(script), *arguments]
 
 
 def spawn(
