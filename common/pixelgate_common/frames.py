@@ -15,8 +15,13 @@ _MAX_HEADER_BYTES = 1 << 20
 
 def encode_frames(frames: Sequence[tuple[str, bytes | None]]) -> bytes:
     """Return `frames`, pairs of a name and its bytes (None: there is none), as one body."""
-    sizes = [[name, None if data is None else len(data)] for name, data in frames]
-    return b"".join([json.dumps(sizes).encode(), b"\n", *(data for _, data in frames if data is not None)])
+    header = encode_header([(name, None if data is None else len(data)) for name, data in frames])
+    return b"".join([header, *(data for _, data in frames if data is not None)])
+
+
+def encode_header(sizes: Sequence[tuple[str, int | None]]) -> bytes:
+    """Return the line that begins a body of frames with these names and sizes, for bytes that are streamed after it."""
+    return json.dumps([[name, size] for name, size in sizes]).encode() + b"\n"
 
 
 def decode_frames(body: bytes) -> Iterator[tuple[str, bytes | None]]:

@@ -1,0 +1,130 @@
+"""The application: its parts are opened in the order in which they need each other, and closed in reverse.
+
+Postgres first, because everything else is told by it what there is; then the stores that it points into; then what
+takes work in; upkeep last, so that no loop runs while something is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from pixelgate_common.contracts.storage import SPACES
+from pixelgate_common.health import health_router
+from pixelgate_common.images import DecodeLimits
+from pixelgate_common.service import build_app
+from starlette.types import Scope
+
+from storage_service.analyses import RetryPolicy
+from storage_service.arrival import Arrivals
+from storage_service.database import Database
+from storage_service.decoders import Decoders
+from storage_service.generations import Generations
+from storage_service.migrations import Phase, migrate
+from storage_service.objects.directory import DirectoryObjects
+from storage_service.objects.protocol import ObjectStore
+from storage_service.parts import Parts
+from storage_service.pictures import warm_up
+from storage_service.removal import Removals
+from storage_service.routes import files, images, stages
+from storage_service.settings import Settings
+from storage_service.stages import enable_stages, fold_tallies
+from storage_service.upkeep import Upkeep
+from storage_service.vectors.edge import EdgeVectorIndex
+from storage_service.vectors.protocol import VectorIndex
+
+_MAX_JSON_BYTES = 32 * 1024 * 1024  # a full batch of results with vectors of 16,384 values
+_PHASES: dict[str, tuple[Phase, ...]] = {"all": ("pre", "post"), "pre": ("pre",), "none": ()}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; nothing is opened before its lifespan begins."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await migrate(settings.dsn, _PHASES[settings.migrate])
+            db = Database(
+                settings.dsn,
+                max_connections=settings.database_connections,
+                statement_timeout_s=settings.statement_timeout_s,
+            )
+            await db.open()
+            stack.push_async_callback(db.close)
+            objects = object_store(settings)
+            stack.push_async_callback(objects.close)
+            await objects.open()
+            generations = Generations(db, vector_index(settings))
+            stack.push_async_callback(generations.close)
+            await generations.start()
+            await enable_stages(db, settings.stages)
+            decoders = Decoders(
+                settings.decoders,
+                timeout_s=settings.decode_timeout_s,
+                memory_bytes=settings.decode_memory_mb << 20,
+                warm_up=warm_up,
+            )
+            stack.push_async_callback(decoders.close)
+            await decoders.start()
+            arrivals = Arrivals(
+                db,
+                objects,
+                decoders,
+                folder=settings.data_dir / "tmp",
+                limits=DecodeLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels),
+                max_waiting=settings.max_waiting,
+            )
+            stack.push_async_callback(arrivals.close)
+            await arrivals.start()
+            removals = Removals(db, generations, objects)
+            retry = RetryPolicy(settings.max_attempts, settings.retry_base_s, settings.retry_max_s)
+            app.state.parts = Parts(settings, db, objects, generations, arrivals, removals, retry)
+
+            async def activate() -> None:
+                for space in SPACES:
+                    await generations.maybe_activate(space)
+
+            upkeep = Upkeep()
+            stack.push_async_callback(upkeep.close)
+            upkeep.every(30, "removals", removals.work_off)
+            upkeep.every(10, "tallies", lambda: fold_tallies(db))
+            # The last thing that a generation waited for may be a deletion, which brings no result.
+            upkeep.every(30, "activation", activate)
+            yield
+
+    app = build_app(
+        service="storage-service",
+        description=__doc__ or "",
+        settings=settings,
+        lifespan=lifespan,
+        routers=[images.router, files.router, stages.router],
+        body_limit=_body_limit,
+    )
+    app.include_router(
+        health_router(
+            {
+                "database": lambda: app.state.parts.db.check(),
+                "objects": lambda: app.state.parts.objects.check(),
+                "vectors": lambda: app.state.parts.generations.check(),
+            }
+        )
+    )
+    return app
+
+
+def object_store(settings: Settings) -> ObjectStore:
+    """Return the object store that the settings name."""
+    return DirectoryObjects(settings.data_dir / "objects")
+
+
+def vector_index(settings: Settings) -> VectorIndex:
+    """Return the vector index that the settings name."""
+    return EdgeVectorIndex(settings.data_dir / "vectors")
+
+
+def _body_limit(scope: Scope) -> int:
+    if scope["path"] == "/v1/images" and scope["method"] == "POST":
+        # Arrivals count for themselves, to name the setting that a refusal is about.
+        return 1 << 62
+    return _MAX_JSON_BYTES
