@@ -27,7 +27,7 @@ from storage_service.objects.protocol import ObjectStore
 from storage_service.parts import Parts
 from storage_service.pictures import warm_up
 from storage_service.removal import Removals
-from storage_service.routes import files, images, stages
+from storage_service.routes import files, images, search, stages
 from storage_service.settings import Settings
 from storage_service.stages import enable_stages, fold_tallies
 from storage_service.upkeep import Upkeep
@@ -98,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=__doc__ or "",
         settings=settings,
         lifespan=lifespan,
-        routers=[images.router, files.router, stages.router],
+        routers=[images.router, files.router, stages.router, search.router],
         body_limit=_body_limit,
     )
     app.include_router(

@@ -10,11 +10,13 @@ from pixelgate_common.settings import DataDir, PictureLimits, Secret, ServiceSet
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from storage_service.limits import SearchLimits
+
 STAGES_TAKEN: tuple[StageName, ...] = ("clip", "resnet", "palette", "objects", "caption")
 """The stages whose results this service can keep."""
 
 
-class Settings(ServiceSettings, PictureLimits):
+class Settings(ServiceSettings, PictureLimits, SearchLimits):
     """What storage-service can be told; a store's server is used in place of the embedded one where it is named."""
 
     model_config = SettingsConfigDict(

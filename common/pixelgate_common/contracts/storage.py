@@ -183,7 +183,7 @@ class ListImages(BaseModel):
     filter: Filter | None = None
     sort: Sort = "-created_at"
     limit: int = Field(50, ge=1, le=500)
-    cursor: str | None = Field(None, max_length=2000)
+    cursor: str | None = Field(None, max_length=4000)
     facets: list[Facet] = Field([], max_length=8)
 
     _filter = field_validator("filter")(_check_filter)
@@ -272,6 +272,23 @@ class StoredVectors(BaseModel):
     """Vectors by picture; None where the picture has none of this fingerprint yet."""
 
     vectors: dict[int, Base64Vector | None]
+
+
+class GenerationInfo(BaseModel):
+    """All vectors of one space and fingerprint; search uses the active one unless a fingerprint is named."""
+
+    space: StageName
+    fingerprint: str
+    model: str
+    dim: int
+    state: Literal["building", "active", "retired"]
+    images: int = Field(description="How many pictures have their vector in it.")
+
+
+class GenerationList(BaseModel):
+    """The generations of every space, the oldest first (`GET /v1/generations`)."""
+
+    generations: list[GenerationInfo]
 
 
 class StageModel(BaseModel):

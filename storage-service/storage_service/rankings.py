@@ -1,0 +1,169 @@
+"""Rankings of pictures by one vector, by words, or by arrival, each under one filter and one snapshot of the clock.
+
+The vector index only proposes. Every picture proposed is joined with its row and its vector's row, and the filter is
+applied there again: a stale or orphaned point can cost a little time but never be shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pixelgate_common.contracts.storage import ScoreParts, Search
+from pixelgate_common.vectors import FloatVector
+from psycopg import sql
+
+from storage_service.database import Connection
+from storage_service.filters_sql import Parameters, filter_sql
+from storage_service.generations import Generation, Generations
+from storage_service.limits import SearchLimits
+from storage_service.planning import Plan, make_plan
+from storage_service.vectors.halves import from_half
+from storage_service.words import compile_words, rank_by_words
+
+SLACK = 8
+"""Candidates asked for beyond those needed, for the few that are gone, too new, or fit no longer."""
+GROWTH = 4
+EXACT_BEYOND = 1_000
+"""Rankings deeper than this are made without an approximate graph, which would be slower there and miss some."""
+
+Scored = list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """One vector to rank by, of length 1."""
+
+    generation: Generation
+    vector: FloatVector
+    weight: float
+
+
+class Rankings:
+    """The rankings that one search is made of."""
+
+    def __init__(
+        self, conn: Connection, generations: Generations, limits: SearchLimits, wanted: Search, seq: int
+    ) -> None:
+        """Rank for `wanted` over what had been added when the clock stood at `seq`."""
+        self._conn, self._index, self._limits = conn, generations.index, limits
+        self._wanted, self._seq = wanted, seq
+        self._plan: Plan | None = None
+        self._words: str | None = None
+        self._word_ranks: dict[int, float] = {}
+        self._words_cut_off = False
+
+    async def by_vector(self, direction: Direction, needed: int) -> Scored:
+        """Return (image id, cosine), the best first: at least `needed` of them, or all that there are."""
+        if self._plan is None:
+            self._plan = await make_plan(
+                self._conn, self._wanted.filter, self._wanted.exclude_ids, self._limits.max_filter_ids
+            )
+        if self._plan.nothing_fits:
+            return []
+        limit = needed + SLACK if self._plan.complete else needed * GROWTH
+        checked: dict[int, bool] = {}
+        while True:
+            proposed = await self._index.search(
+                direction.generation.id,
+                direction.vector,
+                limit,
+                self._plan.condition,
+                exact=limit > EXACT_BEYOND,
+            )
+            unchecked = [image_id for image_id, _ in proposed if image_id not in checked]
+            confirmed = await self._confirm(direction.generation, unchecked)
+            checked |= {image_id: image_id in confirmed for image_id in unchecked}
+            found = [(image_id, _cosine(score)) for image_id, score in proposed if checked[image_id]]
+            if len(proposed) >= limit:
+                # Of those with the very last score, the index may have left some out.
+                last = _cosine(proposed[-1][1])
+                found = [(image_id, score) for image_id, score in found if score > last]
+                if len(found) < needed:
+                    limit *= GROWTH
+                    continue
+            return sorted(found, key=lambda item: (-item[1], item[0]))
+
+    async def _confirm(self, generation: Generation, image_ids: Sequence[int]) -> set[int]:
+        if not image_ids:
+            return set()
+        parameters = Parameters()
+        query = sql.SQL(
+            "SELECT i.id FROM images i JOIN vectors v ON v.image_id = i.id AND v.generation_id = {}"
+            " WHERE i.id = ANY({}::bigint[]) AND v.seq <= {} AND {}"
+        ).format(
+            parameters.add(generation.id),
+            parameters.add(list(image_ids)),
+            parameters.add(self._seq),
+            self._where(parameters),
+        )
+        return {row[0] for row in await (await self._conn.execute(query, parameters)).fetchall()}
+
+    def _where(self, parameters: Parameters) -> sql.Composable:
+        """Return the filter with the pictures that are left out, on the row `i` of `images`."""
+        where = filter_sql(self._wanted.filter, parameters)
+        if not self._wanted.exclude_ids:
+            return where
+        left_out = parameters.add(self._wanted.exclude_ids)
+        return sql.SQL("({} AND i.id <> ALL({}::bigint[]))").format(where, left_out)
+
+    async def by_words(self, needed: int) -> Scored:
+        """Return (image id, rank), the best first: at most `needed`; none when there is no word to search for."""
+        assert self._wanted.words is not None
+        self._words = await compile_words(self._conn, self._wanted.words.text, self._limits.max_words)
+        if self._words is None:
+            return []
+        parameters = Parameters()
+        where = sql.SQL("(i.seq <= {} AND {})").format(parameters.add(self._seq), self._where(parameters))
+        found = await rank_by_words(self._conn, self._words, where, parameters, needed)
+        self._word_ranks, self._words_cut_off = dict(found), len(found) == needed
+        return found
+
+    async def newest(self, before_seq: int | None, needed: int) -> list[tuple[int, int]]:
+        """Return (image id, seq) of at most `needed` pictures that were added before `before_seq`, the newest first."""
+        parameters = Parameters()
+        before = self._seq + 1 if before_seq is None else before_seq
+        query = sql.SQL("SELECT i.id, i.seq FROM images i WHERE i.seq < {} AND {} ORDER BY i.seq DESC LIMIT {}").format(
+            parameters.add(before), self._where(parameters), parameters.add(needed)
+        )
+        return [(row[0], row[1]) for row in await (await self._conn.execute(query, parameters)).fetchall()]
+
+    async def parts(self, directions: Sequence[Direction], image_ids: Sequence[int]) -> dict[int, ScoreParts]:
+        """Return what is known of each picture by each ranking, also where a ranking had not come down to it.
+
+        With several vectors, `vector` is the mean of the cosines by weight, over those that the picture has.
+        """
+        if not image_ids:
+            return {}
+        sums = {image_id: (0.0, 0.0) for image_id in image_ids}
+        if directions:
+            rows = await self._conn.execute(
+                "SELECT generation_id, image_id, vector FROM vectors WHERE generation_id = ANY(%s)"
+                " AND image_id = ANY(%s)",
+                (list({one.generation.id for one in directions}), list(image_ids)),
+            )
+            for generation_id, image_id, raw in await rows.fetchall():
+                vector = from_half(raw)
+                for one in directions:
+                    if one.generation.id == generation_id:
+                        total, weight = sums[image_id]
+                        cosine = _cosine(float(np.dot(one.vector, vector)))
+                        sums[image_id] = (total + one.weight * cosine, weight + one.weight)
+        ranks = await self._ranks_by_words(image_ids)
+        return {
+            image_id: ScoreParts(vector=total / weight if weight else None, words=ranks.get(image_id))
+            for image_id, (total, weight) in sums.items()
+        }
+
+    async def _ranks_by_words(self, image_ids: Sequence[int]) -> dict[int, float]:
+        if self._words is None or not self._words_cut_off:
+            return self._word_ranks
+        parameters = Parameters()
+        where = sql.SQL("i.id = ANY({}::bigint[])").format(parameters.add(list(image_ids)))
+        return dict(await rank_by_words(self._conn, self._words, where, parameters, len(image_ids)))
+
+
+def _cosine(score: float) -> float:
+    # A vector kept as float16 has a length of 1 ± 0.0001, so that a product can come out just above 1.
+    return max(-1.0, min(1.0, score))

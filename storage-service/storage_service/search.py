@@ -1,0 +1,148 @@
+"""Search: rankings by vectors and by words under one filter, fused, page by page.
+
+A page's place is a snapshot of the clock, which keeps pictures that came later out of the ranking, and the last hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pixelgate_common.contracts.storage import (
+    Hit,
+    ScoreParts,
+    Search,
+    SearchPage,
+    StoredVectors,
+    VectorsWanted,
+)
+from pixelgate_common.errors import FingerprintMismatch, InvalidRequest
+from pixelgate_common.vectors import decode_vector, encode_vector
+from pydantic import BaseModel, Field
+
+from storage_service.cursors import decode_cursor, encode_cursor
+from storage_service.database import Connection, Database
+from storage_service.fusion import fuse
+from storage_service.generations import Generations, need_generation
+from storage_service.limits import SearchLimits
+from storage_service.rankings import Direction, Rankings, Scored
+from storage_service.records import fetch_records
+from storage_service.vectors.halves import from_half, to_unit
+
+BigInt = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class SearchPlace(BaseModel):
+    """The clock when the first page was made, how many hits have been shown, and which was the last."""
+
+    seq: BigInt
+    shown: Annotated[int, Field(ge=1, le=100_000_000)]
+    last: BigInt
+
+
+class Searcher:
+    """Answers `POST /v1/search` and `POST /v1/vectors`."""
+
+    def __init__(self, db: Database, generations: Generations, limits: SearchLimits) -> None:
+        """Search `db` and the index behind `generations`."""
+        self._db, self._generations, self._limits = db, generations, limits
+
+    async def search(self, wanted: Search) -> SearchPage:
+        """Return one page of hits.
+
+        With one ranking, `score` is that ranking's own (the cosine, or the full-text rank) and pages go on to the end
+        of the store. Several are fused down to a fixed depth, where pages end. Without any, the newest come first.
+
+        FingerprintMismatch for a fingerprint without vectors, InvalidRequest for a vector of another dimension,
+        InvalidCursor for a cursor of another query, Unavailable while the index is being rebuilt.
+        """
+        place = None if wanted.cursor is None else decode_cursor(wanted, wanted.cursor, SearchPlace)
+        async with self._db.connection() as conn:
+            seq = await _clock(conn) if place is None else place.seq
+            rankings = Rankings(conn, self._generations, self._limits, wanted, seq)
+            if not wanted.vectors and wanted.words is None:
+                return await self._newest(conn, rankings, wanted, place, seq)
+            directions = [await self._direction(conn, wanted, number) for number in range(len(wanted.vectors))]
+            scored, start = await self._ranked(rankings, wanted, directions, place)
+            shown, more = scored[start : start + wanted.limit], len(scored) > start + wanted.limit
+            image_ids = [image_id for image_id, _ in shown]
+            parts = await rankings.parts(directions, image_ids)
+            records = await fetch_records(conn, image_ids)
+        hits = [
+            Hit(image=records[image_id], score=score, parts=parts[image_id])
+            for image_id, score in shown
+            if image_id in records  # else deleted in this very moment
+        ]
+        following = SearchPlace(seq=seq, shown=start + len(shown), last=image_ids[-1]) if more else None
+        return SearchPage(hits=hits, next_cursor=following and encode_cursor(wanted, following))
+
+    async def vectors(self, wanted: VectorsWanted) -> StoredVectors:
+        """Return the pictures' vectors; FingerprintMismatch when there are none of that fingerprint at all."""
+        async with self._db.connection() as conn:
+            generation = await need_generation(conn, wanted.space, wanted.fingerprint)
+            rows = await conn.execute(
+                "SELECT image_id, vector FROM vectors WHERE generation_id = %s AND image_id = ANY(%s)",
+                (generation.id, wanted.image_ids),
+            )
+            found = {image_id: encode_vector(from_half(raw)) for image_id, raw in await rows.fetchall()}
+        return StoredVectors(vectors={image_id: found.get(image_id) for image_id in wanted.image_ids})
+
+    async def _direction(self, conn: Connection, wanted: Search, number: int) -> Direction:
+        query = wanted.vectors[number]
+        try:
+            generation = await need_generation(conn, query.space, query.fingerprint)
+        except FingerprintMismatch as error:
+            raise FingerprintMismatch(error.detail, field=f"vectors.{number}.fingerprint") from error
+        try:
+            vector = to_unit(decode_vector(query.vector), generation.dim)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.detail, field=f"vectors.{number}.vector") from error
+        self._generations.need_complete(generation)
+        return Direction(generation, vector, query.weight)
+
+    async def _ranked(
+        self, rankings: Rankings, wanted: Search, directions: Sequence[Direction], place: SearchPlace | None
+    ) -> tuple[Scored, int]:
+        """Return the ranking down to the page's end and one more where there is one, and where the page starts."""
+        start = 0 if place is None else place.shown
+        needed = start + wanted.limit + 1
+        while True:
+            scored = await self._scored(rankings, wanted, directions, needed)
+            if place is not None:
+                # What was deleted or edited since the last page has moved the rest; the last hit says by how much.
+                positions = {image_id: position for position, (image_id, _) in enumerate(scored)}
+                start = positions.get(place.last, place.shown - 1) + 1
+            if len(scored) < needed or start + wanted.limit < needed:
+                return scored, start
+            needed = start + wanted.limit + 1
+
+    async def _scored(self, rankings: Rankings, wanted: Search, directions: Sequence[Direction], needed: int) -> Scored:
+        if len(directions) == 1 and wanted.words is None:
+            return await rankings.by_vector(directions[0], needed)
+        if not directions:
+            return await rankings.by_words(needed)
+        # The same depth for every page: the order may not depend on how far somebody has turned the pages.
+        depth = self._limits.candidates
+        ranked = [(one.weight, (await rankings.by_vector(one, depth))[:depth]) for one in directions]
+        if wanted.words is not None:
+            ranked.append((wanted.words.weight, await rankings.by_words(depth)))
+        return fuse((weight, [image_id for image_id, _ in scores]) for weight, scores in ranked)
+
+    async def _newest(
+        self, conn: Connection, rankings: Rankings, wanted: Search, place: SearchPlace | None, seq: int
+    ) -> SearchPage:
+        found = await rankings.newest(None if place is None else place.last, wanted.limit + 1)
+        more, found = len(found) > wanted.limit, found[: wanted.limit]
+        records = await fetch_records(conn, [image_id for image_id, _ in found])
+        hits = [
+            Hit(image=records[image_id], score=0.0, parts=ScoreParts()) for image_id, _ in found if image_id in records
+        ]
+        shown = len(found) + (0 if place is None else place.shown)
+        following = SearchPlace(seq=seq, shown=shown, last=found[-1][1]) if more else None
+        return SearchPage(hits=hits, next_cursor=following and encode_cursor(wanted, following))
+
+
+async def _clock(conn: Connection) -> int:
+    row = await (await conn.execute("SELECT seq FROM clock")).fetchone()
+    assert row is not None, "the first migration makes the clock's only row"
+    return int(row[0])
