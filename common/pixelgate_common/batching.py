@@ -159,6 +159,11 @@ class BatchQueue(Generic[Item, Result]):
             self._thread.shutdown(wait=True)
 
     @property
+    def name(self) -> str:
+        """What the queue is called, in logs and errors."""
+        return self._name
+
+    @property
     def is_open(self) -> bool:
         """Whether items are being worked on."""
         return self._worker is not None and not self._worker.done() and not self._closing

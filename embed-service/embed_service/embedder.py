@@ -1,0 +1,188 @@
+"""Requests to vectors: admitted whole, prepared in a pool of threads, inferred in batches, one queue for each input.
+
+Preparing, inferring and answering overlap: while a batch is being inferred, the pictures of the next are decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+from pixelgate_common.batching import BatchLimits, BatchQueue, Places, Priority
+from pixelgate_common.contracts.embed import EmbedModel
+from pixelgate_common.errors import FingerprintMismatch, InvalidRequest, Unavailable
+from pixelgate_common.images import ImageRefused
+
+from embed_service import measures
+from embed_service.errors import UnknownSlot
+from embed_service.loading import Model, TextSide
+from embed_service.pixels import Pixels
+from embed_service.tokens import TokenIds
+
+FloatVector = npt.NDArray[np.float32]
+Outcome = FloatVector | ImageRefused
+"""A picture's unit vector, shape (dim,), or why it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    model: Model
+    images: BatchQueue[Pixels, FloatVector]
+    texts: BatchQueue[TokenIds, FloatVector] | None
+
+    @property
+    def queues(self) -> Iterable[BatchQueue[Pixels, FloatVector] | BatchQueue[TokenIds, FloatVector]]:
+        return (self.images, self.texts) if self.texts is not None else (self.images,)
+
+
+class Embedder:
+    """Serves the loaded models. `open` and all calls belong to one event loop."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Sequence[Model]],
+        limits: BatchLimits,
+        *,
+        threads: int = 2,
+        stuck_after_s: float = 60.0,
+    ) -> None:
+        """Serve `models` by slot, the one in use first; prepare in `threads` threads."""
+        self._served = {slot: [_serve(model, limits) for model in some] for slot, some in models.items()}
+        self._threads, self._stuck_after_s = threads, stuck_after_s
+        self._pool: ThreadPoolExecutor | None = None
+        # Bulk pictures go to the pool a few at a time, so that an interactive one is never behind a whole request.
+        self._bulk_turns = asyncio.Semaphore(threads)
+
+    async def __aenter__(self) -> Embedder:
+        """Start to work."""
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="prepare")
+        for queue in self._queues():
+            queue.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Let running batches end, fail what waits, and stop."""
+        async with AsyncExitStack() as stack:
+            if self._pool is not None:
+                stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
+            for queue in self._queues():
+                stack.push_async_callback(queue.close)
+
+    def models(self) -> list[EmbedModel]:
+        """Return what is loaded, for each slot the one in use first."""
+        return [served.model.about for some in self._served.values() for served in some]
+
+    async def check(self) -> list[dict[str, str]]:
+        """Return what is loaded; raises `Unavailable` when a queue has stopped or a batch hangs."""
+        for queue in self._queues():
+            if not queue.is_open:
+                raise Unavailable(f"{queue.name} has stopped.")
+            if queue.busy_for_s > self._stuck_after_s:
+                raise Unavailable(f"{queue.name} has been busy with one batch for {queue.busy_for_s:.0f} s.")
+        return [about.model_dump(include={"slot", "model", "fingerprint", "precision"}) for about in self.models()]
+
+    def about(self, slot: str, fingerprint: str | None = None) -> EmbedModel:
+        """Return the model that would answer. Raises `UnknownSlot` (404) and `FingerprintMismatch` (409)."""
+        return self._find(slot, fingerprint).model.about
+
+    async def embed_images(
+        self, pictures: Sequence[bytes], *, slot: str, fingerprint: str | None = None, priority: Priority
+    ) -> tuple[EmbedModel, list[Outcome]]:
+        """Return the model that answered, and for each picture file its vector or why it has none.
+
+        Raises `UnknownSlot` (404), `FingerprintMismatch` (409), `Overloaded` and `Unavailable` (503).
+        """
+        served = self._find(slot, fingerprint)
+        with served.images.admit(len(pictures), priority) as places:
+            outcomes = await asyncio.gather(
+                *(self._embed_image(served.model, picture, places, priority) for picture in pictures)
+            )
+        return served.model.about, list(outcomes)
+
+    async def embed_texts(
+        self, texts: Sequence[str], *, slot: str, fingerprint: str | None = None, priority: Priority
+    ) -> tuple[EmbedModel, list[FloatVector]]:
+        """Return the model that answered, and the texts' vectors. Raises as `embed_images` does.
+
+        A slot whose model takes no texts is `InvalidRequest` (422).
+        """
+        served = self._find(slot, fingerprint)
+        side = served.model.text
+        if side is None or served.texts is None:
+            raise InvalidRequest(f"The model of slot {slot} takes pictures only.", field="slot")
+        with served.texts.admit(len(texts), priority) as places:
+            rows = await self._prepare_texts(side, list(texts))
+            vectors = await asyncio.gather(*(places.run(row) for row in rows))
+        return served.model.about, list(vectors)
+
+    async def _prepare_texts(self, side: TextSide, texts: list[str]) -> list[TokenIds]:
+        started = perf_counter()
+        # A few short texts take less time than waking a thread.
+        if sum(map(len, texts)) <= 200:
+            rows = side.prepare(texts)
+        else:
+            rows = await asyncio.get_running_loop().run_in_executor(self._pool, side.prepare, texts)
+        measures.PREPARE_SECONDS.labels("text").observe(perf_counter() - started)
+        return rows
+
+    async def _embed_image(
+        self, model: Model, picture: bytes, places: Places[Pixels, FloatVector], priority: Priority
+    ) -> Outcome:
+        try:
+            if priority == "bulk":
+                async with self._bulk_turns:
+                    pixels = await self._prepare_image(model, picture)
+            else:
+                pixels = await self._prepare_image(model, picture)
+        except ImageRefused as error:
+            return error
+        return await places.run(pixels)
+
+    async def _prepare_image(self, model: Model, picture: bytes) -> Pixels:
+        def prepare() -> Pixels:
+            started = perf_counter()
+            try:
+                return model.prepare_image(picture)
+            finally:
+                measures.PREPARE_SECONDS.labels("image").observe(perf_counter() - started)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, prepare)
+
+    def _find(self, slot: str, fingerprint: str | None) -> _Served:
+        some = self._served.get(slot)
+        if not some:
+            raise UnknownSlot(f"There is no slot {slot}; there are {', '.join(self._served)}.", field="slot")
+        if fingerprint is None:
+            return some[0]
+        for served in some:
+            if served.model.about.fingerprint == fingerprint:
+                return served
+        loaded = ", ".join(served.model.about.fingerprint for served in some)
+        raise FingerprintMismatch(f"Slot {slot} has {loaded} loaded, not {fingerprint}.", field="fingerprint")
+
+    def _queues(self) -> list[BatchQueue[Pixels, FloatVector] | BatchQueue[TokenIds, FloatVector]]:
+        return [queue for some in self._served.values() for served in some for queue in served.queues]
+
+
+def _serve(model: Model, limits: BatchLimits) -> _Served:
+    def infer_images(batch: list[Pixels]) -> list[FloatVector]:
+        return list(model.infer_images(batch))
+
+    about, texts = model.about, None
+    if (side := model.text) is not None:
+        infer = side.infer
+
+        def infer_texts(batch: list[TokenIds]) -> list[FloatVector]:
+            return list(infer(batch))
+
+        name = f"{about.slot} texts"
+        texts = BatchQueue(infer_texts, limits, name=name, observer=measures.QueueMetrics(about.slot, "text"))
+    name = f"{about.slot} pictures"
+    images = BatchQueue(infer_images, limits, name=name, observer=measures.QueueMetrics(about.slot, "image"))
+    return _Served(model=model, images=images, texts=texts)

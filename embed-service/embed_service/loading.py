@@ -1,0 +1,160 @@
+"""Models as they are served: loaded, checked against their golden vectors, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+from pixelgate_common.contracts.embed import EmbedModel
+from pixelgate_common.images import DecodeLimits
+
+from embed_service import golden, pixels, tokens
+from embed_service.artifact_cache import get_artifact
+from embed_service.artifacts import Artifact
+from embed_service.catalogue import ModelSource, wanted
+from embed_service.errors import WrongAnswer
+from embed_service.pixels import Preprocess
+from embed_service.runners import FloatMatrix, OpenVinoRunner, Precision, Runner, cpu_has_bf16
+from embed_service.settings import Settings
+from embed_service.tokens import TokenIds, Tokenize
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSide:
+    """The part of a model that takes texts."""
+
+    artifact: Artifact
+    tokenize: Tokenize
+    runner: Runner
+
+    def prepare(self, texts: list[str]) -> list[TokenIds]:
+        """Return token ids for each text, cut after its end where the model allows it."""
+        assert self.artifact.text is not None
+        return tokens.trim(self.tokenize(texts), self.artifact.text)
+
+    def infer(self, rows: Sequence[TokenIds]) -> FloatMatrix:
+        """Return unit vectors (n, dim) of what `prepare` gave."""
+        return self.runner(list(tokens.same_length(list(rows))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One loaded model: prepares and infers; blocking, to be called from threads."""
+
+    about: EmbedModel
+    preprocess: Preprocess
+    limits: DecodeLimits
+    image_runner: Runner
+    text: TextSide | None
+
+    def prepare_image(self, data: bytes) -> pixels.Pixels:
+        """Return the pixels that the model takes. Raises `ImageRefused` when the bytes are no picture."""
+        return pixels.prepare(data, self.preprocess, self.limits)
+
+    def infer_images(self, batch: Sequence[pixels.Pixels]) -> FloatMatrix:
+        """Return unit vectors (n, dim) of what `prepare_image` gave."""
+        return self.image_runner(batch)
+
+
+def load_all(settings: Settings) -> dict[str, list[Model]]:
+    """Return the loaded models by slot, the one in use first.
+
+    Raises `ModelProblem` (and its kin `ModelMissing`, `WrongAnswer`) with a sentence for the person who starts this.
+    """
+    return {slot: [load_model(source, settings) for source in sources] for slot, sources in wanted(settings).items()}
+
+
+def load_model(source: ModelSource, settings: Settings) -> Model:
+    """Load one model and check its golden vectors; see `load_all`."""
+    artifact = get_artifact(source, settings.cache_dir)
+    expected = golden.expected_vectors(source, artifact, settings.model_dir / "models.lock")
+    if settings.precision != "auto":
+        return _load_checked(source, artifact, settings, settings.precision, expected)
+    precision: Precision = "bf16" if _has_bf16(settings) else "fp32"
+    try:
+        return _load_checked(source, artifact, settings, precision, expected)
+    except WrongAnswer as error:
+        if precision == "fp32":
+            raise
+        # Some models are not made for bf16. Their vectors in fp32 are right, at half the speed.
+        log.warning("bf16_is_too_coarse", model=source.name, slot=source.slot, reason=error.detail)
+        return _load_checked(source, artifact, settings, "fp32", expected)
+
+
+def _has_bf16(settings: Settings) -> bool:
+    return _uses_cuda(settings) or cpu_has_bf16()
+
+
+def _uses_cuda(settings: Settings) -> bool:
+    # Looked for without importing torch, which takes longer than everything else here.
+    return settings.backend != "openvino" and Path("/proc/driver/nvidia/version").exists()
+
+
+def _load_checked(
+    source: ModelSource, artifact: Artifact, settings: Settings, precision: Precision, expected: dict[str, str]
+) -> Model:
+    model = _load(source, artifact, settings, precision)
+    image = model.infer_images([model.prepare_image(golden.picture_bytes())])[0]
+    golden.check(source.name, "image", image, expected["image"])
+    if model.text is not None:
+        text = model.text.infer(model.text.prepare([golden.TEXT]))[0]
+        golden.check(source.name, "text", text, expected["text"])
+    log.info("model_loaded", **model.about.model_dump())
+    return model
+
+
+def _load(source: ModelSource, artifact: Artifact, settings: Settings, precision: Precision) -> Model:
+    image_runner: Runner
+    text_runner: Runner | None = None
+    device, backend = "cpu", "openvino"
+    if settings.backend == "torch" or _uses_cuda(settings):
+        from embed_service import towers  # seconds and half a gigabyte: only when torch computes
+
+        backend, device = "torch", "cuda" if towers.cuda_is_available() else "cpu"
+        loaded = towers.load(source)
+        image_runner = towers.TorchRunner(loaded.image, device, precision)
+        if loaded.text is not None:
+            text_runner = towers.TorchRunner(loaded.text, device, precision)
+    else:
+        image_runner = OpenVinoRunner(artifact.image_graph, precision, settings.thread_count)
+        if artifact.text is not None:
+            text_runner = OpenVinoRunner(artifact.text_graph, precision, settings.thread_count)
+    text = None
+    if artifact.text is not None and text_runner is not None:
+        tokenize = tokens.load_tokenizer(artifact, artifact.text, lambda: _open_clips_tokenizer(source))
+        text = TextSide(artifact=artifact, tokenize=tokenize, runner=text_runner)
+    return Model(
+        about=EmbedModel(
+            slot=source.slot,
+            model=source.name,
+            fingerprint=artifact.fingerprint,
+            dim=artifact.dim,
+            inputs=["image", "text"] if text else ["image"],
+            image_size_px=artifact.preprocess.size_px,
+            backend=backend,
+            precision=precision,
+            device=device,
+        ),
+        preprocess=artifact.preprocess,
+        limits=DecodeLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels),
+        image_runner=image_runner,
+        text=text,
+    )
+
+
+def _open_clips_tokenizer(source: ModelSource) -> Tokenize:
+    from embed_service import towers  # see above
+
+    own: Any = towers.load(source).tokenizer
+
+    def tokenize(texts: list[str]) -> npt.NDArray[np.int64]:
+        return np.asarray(own(texts), dtype=np.int64)
+
+    return tokenize

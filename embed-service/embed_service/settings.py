@@ -1,0 +1,100 @@
+"""The settings of embed-service, prefix `PIXELGATE_EMBED_`; models are named by settings that all services share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pixelgate_common.batching import BatchLimits
+from pixelgate_common.settings import DataDir, PictureLimits, ServiceSettings
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_MIB = 1024 * 1024
+
+
+class Settings(ServiceSettings, PictureLimits):
+    """Which models are served, by what, and how much is taken at a time."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PIXELGATE_EMBED_", frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=()
+    )
+
+    port: int = Field(8101, ge=1, le=65535)
+
+    models: Literal["auto", "starter", "standard"] = Field(
+        "auto", validation_alias="PIXELGATE_MODELS", description="auto: standard if it is on disk, else starter."
+    )
+    clip_model: str | None = Field(
+        None,
+        validation_alias="PIXELGATE_CLIP_MODEL",
+        description="`starter`, `ARCHITECTURE/TAG`, or a folder; more after commas stay loaded for a model switch.",
+    )
+    resnet_model: str | None = Field(None, validation_alias="PIXELGATE_RESNET_MODEL")
+    data_dir: DataDir = Field(Path("data"), validation_alias="PIXELGATE_DATA_DIR", validate_default=True)
+    model_dir_set: DataDir | None = Field(None, validation_alias="PIXELGATE_MODEL_DIR")
+    starter_dir: DataDir = Field(
+        _REPOSITORY / "starter-models" / "weights", validation_alias="PIXELGATE_STARTER_DIR", validate_default=True
+    )
+    cache_dir_set: DataDir | None = Field(
+        None, validation_alias="PIXELGATE_EMBED_CACHE_DIR", description="Converted models; default MODEL_DIR/cache."
+    )
+
+    backend: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch on CUDA, else OpenVINO.")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
+    threads: int = Field(0, ge=0, le=256, description="Threads for inference and for decoding; 0: one for each core.")
+
+    max_batch: int = Field(16, ge=1, le=256)
+    max_bulk_batch: int = Field(8, ge=1, le=256, description="Smaller, so that an interactive request waits less.")
+    max_places: int = Field(256, ge=64, le=65536, description="Inputs of one model admitted and not yet answered.")
+    max_delay_ms: float = Field(2.0, ge=0, le=1000)
+    bulk_patience_ms: float = Field(1000.0, ge=0, le=60_000)
+    max_request_mb: int = Field(64, ge=1, le=4096, description="The largest body of one request.")
+    max_in_flight_mb: int = Field(256, ge=1, le=65536, description="All bodies together that are held in memory.")
+    stuck_after_s: float = Field(60.0, gt=0, description="A batch that runs longer makes the service unready.")
+
+    @model_validator(mode="after")
+    def _can_take_one_request(self) -> Self:
+        if self.max_in_flight_mb < self.max_request_mb:
+            raise ValueError("max_in_flight_mb must be at least max_request_mb")
+        if self.max_bulk_batch > self.max_batch:
+            raise ValueError("max_bulk_batch must be at most max_batch")
+        return self
+
+    @property
+    def model_dir(self) -> Path:
+        """The folder of downloaded weights."""
+        return self.model_dir_set or self.data_dir / "models"
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder of what is made from weights and can be made again."""
+        return self.cache_dir_set or self.model_dir / "cache"
+
+    @property
+    def thread_count(self) -> int:
+        """Threads to use, taken from the cores this process may run on."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def max_request_bytes(self) -> int:
+        """The largest body of one request, in bytes."""
+        return self.max_request_mb * _MIB
+
+    @property
+    def max_in_flight_bytes(self) -> int:
+        """All bodies held in memory together, in bytes."""
+        return self.max_in_flight_mb * _MIB
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        """The limits of each model's queue."""
+        return BatchLimits(
+            max_batch=self.max_batch,
+            max_bulk_batch=self.max_bulk_batch,
+            max_places=self.max_places,
+            max_delay_s=self.max_delay_ms / 1000,
+            bulk_patience_s=self.bulk_patience_ms / 1000,
+        )
