@@ -83,8 +83,10 @@ fonts: $(VENV)/.dev # The emoji font that test scenes are drawn with
 
 .PHONY: constraints
 constraints: $(UV) ## Compile constraints.txt anew: every version, no index address
-	@$(UV) pip compile -q --no-config --no-header --no-annotate --no-emit-index-url --no-emit-find-links --universal \
-		--python-version 3.11 --upgrade $(PYPROJECTS) requirements-dev.in --no-emit-package pixelgate-common -o constraints.txt
+	@{ printf -- '-e ./%s\n' $(PACKAGES) $(DEV_PACKAGES); cat requirements-dev.in; } | $(UV) pip compile -q --no-config \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --upgrade \
+		-o constraints.new -
+	@grep -v '^-e ' constraints.new > constraints.txt && rm constraints.new
 
 .PHONY: hooks
 hooks: $(VENV)/.dev ## Install the git hooks (they call make targets)
