@@ -192,7 +192,7 @@ def search(client: httpx.Client, asked: Asked, samples: Mapping[str, Sample], co
 
 def write_collage(rows: Sequence[Row], pictures: int, path: Path) -> None:
     """Draw `rows` and write them to `path`."""
-    subtitle = f"{pictures} pictures, searched by words and by picture. The best hit comes first; a tick says that it shows what was asked."
+    subtitle = f"{pictures} pictures, searched by words and by picture. A tick: the hit shows what was asked."
     page = draw_collage("Pixelgate", subtitle, rows, "make demo")
     unfinished = path.with_name(f"{path.name}.new")
     page.save(unfinished, "PNG", optimize=True)

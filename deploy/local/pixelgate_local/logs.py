@@ -70,7 +70,8 @@ def _complaint_in(line: str) -> str | None:
     if entry.get("level") not in ("error", "critical"):
         return None
     trace = [text for text in str(entry.get("exception") or "").splitlines() if text.strip()]
-    return " ".join(str(part) for part in (entry.get("event"), entry.get("error"), trace[-1] if trace else "") if part)
+    said = [entry.get(key) for key in ("event", "reason", "error", "detail")]
+    return ": ".join(str(part).strip() for part in (*said, trace[-1] if trace else "") if part)
 
 
 def _event_of(line: str) -> str | None:

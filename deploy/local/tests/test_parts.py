@@ -30,11 +30,12 @@ def test_backoff_doubles_to_its_limit_and_forgets_after_a_quiet_minute() -> None
             json.dumps({"level": "error", "event": "start_failed", "exception": "Traceback\n  x\nOSError: full"})
             + "\n"
             + json.dumps({"level": "info", "event": "bye: no error"}),
-            "start_failed OSError: full",
+            "start_failed: OSError: full",
         ),
+        (json.dumps({"level": "error", "event": "cannot_start", "reason": "no weights"}), "cannot_start: no weights"),
         ("x" * 500, "x" * 199 + "…"),
     ],
-    ids=["empty", "harmless", "traceback", "postgres", "json-info", "json-error", "long"],
+    ids=["empty", "harmless", "traceback", "postgres", "json-info", "json-error", "json-reason", "long"],
 )
 def test_the_last_complaint_of_a_log(tmp_path: Path, log: str, complaint: str) -> None:
     path = tmp_path / "log"
