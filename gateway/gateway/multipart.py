@@ -53,6 +53,7 @@ class _Parser(MultiPartParser):
         )
         self.spool_max_size = spool_bytes
         self._field, self._limit, self._files = field, max_files, 0
+        self.ended = False
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
@@ -61,6 +62,10 @@ class _Parser(MultiPartParser):
             if self._files > self._limit:
                 many = "1 file" if self._limit == 1 else f"{self._limit} files"
                 raise InvalidRequest(f"At most {many} can be sent in one request.", field=self._field)
+
+    def on_end(self) -> None:
+        super().on_end()
+        self.ended = True
 
 
 @asynccontextmanager
@@ -82,6 +87,9 @@ async def read_form(request: Request, *, file_field: str, max_files: int, spool_
             raise OutOfSpace("There is no room left for the upload's temporary files.", retry_after_s=60.0) from error
         raise
     try:
+        # The base class takes a body that stops in the middle for a whole one, without its last file.
+        if not parser.ended:
+            raise InvalidRequest("The multipart body is cut short.", field="body")
         files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
         fields = [(name, part) for name, part in form.multi_items() if isinstance(part, str)]
         yield Form(files, fields)

@@ -51,7 +51,7 @@ class Term(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]*\S[^\x00]*$")] | None = None
+    text: Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")] | None = None
     image_id: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     image_url: Annotated[str, Field(min_length=1, max_length=8192)] | None = None
     image: Annotated[str, Field(min_length=1, description="A picture file in base64, or as a data URI.")] | None = None

@@ -74,9 +74,10 @@ class StageWorker:
     async def _work(self) -> None:
         while not self._stopping.is_set():
             begin_request(None)
+            ticket = self.breaker.begin()
             try:
                 await self._once()
-                self.breaker.worked()
+                self.breaker.worked(ticket)
             except PixelgateError as error:
                 self._model_known_at = (
                     -math.inf

@@ -24,7 +24,7 @@ class ShortQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    q: Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]*\S[^\x00]*$")]
+    q: Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
     limit: int = Field(24, ge=1, le=200)
     cursor: Cursor | None = None
     filter: str | None = Field(None, max_length=50_000, description="A filter, as JSON.")
