@@ -6,6 +6,7 @@ takes work in; upkeep last, so that no loop runs while something is missing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -24,6 +25,7 @@ from storage_service.generations import Generations
 from storage_service.migrations import Phase, migrate
 from storage_service.objects.directory import DirectoryObjects
 from storage_service.objects.protocol import ObjectStore
+from storage_service.objects.s3 import S3Objects
 from storage_service.parts import Parts
 from storage_service.pictures import warm_up
 from storage_service.removal import Removals
@@ -44,6 +46,16 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            # They need nothing of the others, and a second to start.
+            decoders = Decoders(
+                settings.decoders,
+                timeout_s=settings.decode_timeout_s,
+                memory_bytes=settings.decode_memory_mb << 20,
+                warm_up=warm_up,
+            )
+            stack.push_async_callback(decoders.close)
+            decoders_started = asyncio.create_task(decoders.start())
+            stack.push_async_callback(_settled, decoders_started)
             await migrate(settings.dsn, _PHASES[settings.migrate])
             db = Database(
                 settings.dsn,
@@ -59,14 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
             stack.push_async_callback(generations.close)
             await generations.start()
             await enable_stages(db, settings.stages)
-            decoders = Decoders(
-                settings.decoders,
-                timeout_s=settings.decode_timeout_s,
-                memory_bytes=settings.decode_memory_mb << 20,
-                warm_up=warm_up,
-            )
-            stack.push_async_callback(decoders.close)
-            await decoders.start()
+            await decoders_started
             arrivals = Arrivals(
                 db,
                 objects,
@@ -115,12 +120,26 @@ def create_app(settings: Settings) -> FastAPI:
 
 def object_store(settings: Settings) -> ObjectStore:
     """Return the object store that the settings name."""
-    return DirectoryObjects(settings.data_dir / "objects")
+    if settings.s3_endpoint is None or settings.s3_access_key is None or settings.s3_secret_key is None:
+        return DirectoryObjects(settings.data_dir / "objects")
+    return S3Objects(
+        settings.s3_endpoint,
+        settings.s3_access_key,
+        settings.s3_secret_key.get_secret_value(),
+        bucket=settings.s3_bucket,
+        region=settings.s3_region,
+        secure=settings.s3_secure,
+    )
 
 
 def vector_index(settings: Settings) -> VectorIndex:
     """Return the vector index that the settings name."""
     return EdgeVectorIndex(settings.data_dir / "vectors")
+
+
+async def _settled(task: asyncio.Task[None]) -> None:
+    """Wait for `task` however it ends: where that matters it is awaited as well."""
+    await asyncio.wait([task])
 
 
 def _body_limit(scope: Scope) -> int:

@@ -13,6 +13,7 @@ more than one child with as many threads.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +36,7 @@ from storage_service.hashes import PHASH_SIDE_PX, THUMBHASH_SIDE_PX, Pixels, per
 PREVIEW_SIDE_PX, MEDIUM_SIDE_PX, SMALL_SIDE_PX = 1024, 300, 150
 """The square that each variant fits in; a smaller picture is not enlarged."""
 _JPEG_QUALITY, _WEBP_QUALITY = 85, 85
+_NO_MEMORY = re.compile("out of memory|insufficient memory", re.IGNORECASE)
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _TURNS: dict[int, Callable[[Any], Any]] = {
     2: lambda image: image.fliphor(),
@@ -76,7 +78,7 @@ def process(path: Path, folder: Path, limits: DecodeLimits) -> Processed:
         preview, block = _load(path, info, limits)
         preview = _opaque_if_it_is(preview)
     except pyvips.Error as error:
-        if "memory" in str(error):
+        if _NO_MEMORY.search(str(error)):
             raise ImageTooLarge("The picture takes more memory than a decoder may use.") from error
         raise BrokenImage(f"The {info.format} file is damaged or cut off. Send the complete file.") from error
     medium = _fit(preview, MEDIUM_SIDE_PX)
@@ -108,8 +110,9 @@ def warm_up() -> None:
 def _load(path: Path, info: ImageInfo, limits: DecodeLimits) -> tuple[Any, bytes | None]:
     """Return the preview, upright and in sRGB, in memory, and the file's EXIF block."""
     loader = _LOADERS.get(info.format)
-    if loader is None:
-        # Formats that libvips lacks or that come in too many kinds, where the exact reading matters more than speed.
+    if loader is None or info.mode == "CMYK":
+        # What libvips lacks, what comes in too many kinds, and CMYK, which it would convert by a profile of its own:
+        # rare enough that the exact reading matters more than the speed.
         picture = decode(path, limits, mode="RGBA" if info.has_alpha else "RGB", max_side_px=PREVIEW_SIDE_PX)
         return _from_pillow(picture), _exif_block(path, info)
     # The loader is named, so that no content can choose another one.
@@ -121,7 +124,7 @@ def _load(path: Path, info: ImageInfo, limits: DecodeLimits) -> tuple[Any, bytes
     preview = _fit(image, PREVIEW_SIDE_PX)
     if preview.format != "uchar":
         preview = preview.colourspace("srgb" if preview.bands >= 3 else "b-w").cast("uchar").copy_memory()
-    if profile is not None or preview.interpretation == "cmyk":
+    if profile is not None:
         preview = _from_pillow(to_srgb(_to_pillow(preview), profile))
     if preview.bands < 3:
         preview = preview.colourspace("srgb").copy_memory()
@@ -166,8 +169,7 @@ def _pixels(image: Any) -> Pixels:
 
 
 def _to_pillow(image: Any) -> Image.Image:
-    mode = "CMYK" if image.interpretation == "cmyk" else _MODES[image.bands]
-    return Image.frombytes(mode, (image.width, image.height), image.write_to_memory())
+    return Image.frombytes(_MODES[image.bands], (image.width, image.height), image.write_to_memory())
 
 
 def _from_pillow(picture: Image.Image) -> Any:
@@ -179,8 +181,9 @@ def _from_pillow(picture: Image.Image) -> Any:
 def _exif_block(path: Path, info: ImageInfo) -> bytes | None:
     if info.format == "TIFF":
         return path.read_bytes()  # a TIFF file is the structure that an EXIF block has
-    if info.format == "AVIF" and _has_avif():
-        image = pyvips.Image.heifload(str(path))  # reads the header only
+    loader = pyvips.Image.heifload if info.format == "AVIF" and _has_avif() else _LOADERS.get(info.format)
+    if loader is not None:
+        image = loader(str(path))  # reads the header only
         return image.get("exif-data") if image.get_typeof("exif-data") else None
     return None
 

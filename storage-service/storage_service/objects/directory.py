@@ -81,8 +81,8 @@ class DirectoryObjects:
         """See `ObjectStore.delete`; a folder that becomes empty goes too."""
         await self._run(self._delete, [self._path(key) for key in keys])
 
-    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """See `ObjectStore.keys`."""
+    async def list_keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """See `ObjectStore.list_keys`."""
         walk = self._walk()
         while batch := await self._run(lambda: [key for _, key in zip(range(1000), walk, strict=False)]):
             for key in batch:

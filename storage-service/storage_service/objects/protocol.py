@@ -79,7 +79,7 @@ class ObjectStore(Protocol):
         """Remove objects; those that are not there are passed over."""
         ...
 
-    def keys(self, prefix: str = "") -> AsyncIterator[str]:
+    def list_keys(self, prefix: str = "") -> AsyncIterator[str]:
         """Yield every key that starts with `prefix`, in no order."""
         ...
 
