@@ -22,7 +22,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 FilterTree = All | Any_ | Not | Leaf
 Space = Literal["clip", "resnet"]
-Cursor = Annotated[str, Field(min_length=1, max_length=2000)]
+Cursor = Annotated[str, Field(min_length=1, max_length=4000)]
 _FILTER: TypeAdapter[FilterTree] = TypeAdapter(Filter)
 
 

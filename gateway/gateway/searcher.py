@@ -78,7 +78,13 @@ class Searcher:
             limit=page.limit,
             cursor=page.cursor,
         )
-        found = await self._storage.search(asked)
+        try:
+            found = await self._storage.search(asked)
+        except UpstreamProblem as error:
+            # Of the inner request's fields only this one is not named like the client's.
+            if any(one.field.startswith("words") for one in error.errors):
+                put_field(error, "terms")
+            raise
         return Found(hits=found.hits, next_cursor=found.next_cursor, models={page.space: model.fingerprint})
 
     def _words(self, text: str) -> WordQuery | None:

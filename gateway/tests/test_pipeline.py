@@ -132,7 +132,7 @@ async def test_a_picture_that_kills_the_service_is_found_and_fails_alone(inner: 
     for data in [*pictures(12), b"\xff\xd8\xffdeadly", *pictures(30)[12:]]:
         inner.storage.add(data)
     line = CutsOn(inner.to_embed, b"deadly")
-    inner.to_embed = line  # type: ignore[assignment]
+    inner.to_embed = line
     async with pipeline(inner, workers=1):
         await until(lambda: settled(inner))
     states = inner.storage.states("clip")
@@ -216,7 +216,7 @@ async def test_results_whose_answer_got_lost_are_stale_the_second_time_and_no_ha
                 raise httpx.ReadError("cut")
             return answer
 
-    inner.to_storage = LosesAnswer(inner.to_storage)  # type: ignore[assignment]
+    inner.to_storage = LosesAnswer(inner.to_storage)
     async with pipeline(inner):
         await until(lambda: inner.storage.stale == 1)
     assert inner.storage.states("clip") == {1: "done"}
@@ -257,7 +257,7 @@ class Waits(httpx.AsyncBaseTransport):
 async def test_a_stop_gives_back_what_cannot_be_finished(inner: Any) -> None:
     inner.storage.add(pictures(1)[0])
     line = Waits(inner.to_embed)
-    inner.to_embed = line  # type: ignore[assignment]
+    inner.to_embed = line
     async with pipeline(inner, stop_grace_s=0.05):
         await until(lambda: line.waiting == 2)
     assert {(work.state, work.attempts) for work in inner.storage.work.values()} == {("pending", 0)}

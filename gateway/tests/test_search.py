@@ -226,14 +226,11 @@ class TestByImage:
         exif[0x0112] = 6  # shown turned by 90 degrees clockwise: 20 wide, 40 high, the blue part on top
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", exif=exif)
-        sent: list[bytes] = []
-        embedded = gateway.embed._embedded
-        gateway.embed._embedded = lambda slot, inputs: (sent.extend(inputs), embedded(slot, inputs))[1]
         answer = await gateway.client.post(
             "/v1/search/by-image", files={"image": ("q.png", buffer.getvalue())}, data={"crop": "-5,0,100,10"}
         )
         assert answer.status_code == 200, answer.text
-        part = Image.open(io.BytesIO(sent[0]))
+        part = Image.open(io.BytesIO(gateway.embed.last_inputs[0]))
         assert part.size == (20, 10)
         assert part.convert("RGB").getcolors() == [(200, (0, 0, 255))]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gateway.answers import StageEvents
 from gateway.feed import StageFeed
+from pixelgate_common.contracts.storage import StageModel
 from pixelgate_common.errors import Overloaded, Unavailable
 
 
@@ -24,11 +25,16 @@ async def test_stages_and_stats_are_passed_on(gateway: Any) -> None:
 
 
 async def test_models_name_the_set_and_every_slot(gateway: Any) -> None:
+    gateway.storage.models["clip"] = StageModel(fingerprint="fake-clip/1", model="fake clip", dim=32)
     answer = (await gateway.client.get("/v1/models")).json()
     assert answer["set"] == "fake"
     assert [(slot["slot"], slot["fingerprint"]) for slot in answer["slots"]] == [
         ("clip", "fake-clip/1"),
         ("resnet", "fake-resnet/1"),
+    ]
+    assert [slot["generations"] for slot in answer["slots"]] == [
+        [{"fingerprint": "fake-clip/1", "state": "active", "images": 0}],
+        [],
     ]
 
 

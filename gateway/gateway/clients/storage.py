@@ -10,6 +10,7 @@ from pixelgate_common.contracts.storage import (
     ARRIVAL_HEADER,
     Arrival,
     Arrived,
+    GenerationList,
     ImagePage,
     ImagePatch,
     ImageRecord,
@@ -23,6 +24,7 @@ from pixelgate_common.contracts.storage import (
     SearchPage,
     StageList,
     StageModel,
+    StageProgress,
     StageResults,
     Stats,
     StoredVectors,
@@ -110,9 +112,13 @@ class StorageClient(InnerClient):
         """Return the progress of every stage."""
         return self._read(await self._send("GET", "/v1/stages"), StageList)
 
-    async def steer(self, stage: str, action: StageAction) -> None:
-        """Pause or resume a stage, or make its failed or all its results due again."""
-        await self._send("POST", f"/v1/stages/{stage}/{action}")
+    async def steer(self, stage: str, action: StageAction) -> StageProgress:
+        """Pause or resume a stage, or make its failed or all its results due again; return its state after that."""
+        return self._read(await self._send("POST", f"/v1/stages/{stage}/{action}"), StageProgress)
+
+    async def generations(self) -> GenerationList:
+        """Return all generations of vectors."""
+        return self._read(await self._send("GET", "/v1/generations"), GenerationList)
 
     async def stats(self) -> Stats:
         """Return counts, bytes, rates and times."""

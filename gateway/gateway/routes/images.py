@@ -109,7 +109,7 @@ async def _urls(request: Request) -> UrlsToStore:
 async def list_images(
     parts: Parts,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=2000)] = None,
+    cursor: Annotated[str | None, Query(max_length=4000)] = None,
     sort: Sort = "-created_at",
     filter: Annotated[str | None, Query(max_length=50_000, description="A filter, as JSON.")] = None,
     tag: Annotated[list[str] | None, Query(description="A tag that the pictures have; repeated: all of them.")] = None,

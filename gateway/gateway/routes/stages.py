@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.contracts.storage import StageList, StageName, StageProgress
-from pixelgate_common.errors import NotFound
 
 from gateway.answers import json_answer
 from gateway.clients.storage import StageAction
@@ -27,8 +26,4 @@ async def list_stages(parts: Parts) -> Response:
 )
 async def steer(stage: StageName, action: StageAction, parts: Parts) -> Response:
     """Pause or resume a stage, try its failed pictures again, or do all of them anew; return its state after that."""
-    await parts.storage.steer(stage, action)
-    for progress in (await parts.storage.stages()).stages:
-        if progress.stage == stage:
-            return json_answer(progress)
-    raise NotFound(f"The stage {stage} is off.")
+    return json_answer(await parts.storage.steer(stage, action))

@@ -45,6 +45,7 @@ class FakeEmbed:
     calls: list[tuple[str, int, Priority]] = field(default_factory=list)
     request_ids: list[str | None] = field(default_factory=list)
     models_asked: int = 0
+    last_inputs: Sequence[bytes] = ()
 
     def fingerprint(self, slot: str) -> str:
         """Return the fingerprint of a slot's model."""
@@ -113,6 +114,7 @@ class FakeEmbed:
         )
 
     def _embedded(self, slot: str, inputs: Sequence[bytes]) -> Embedded:
+        self.last_inputs = inputs
         items = [
             EmbeddedItem(problem=BrokenImage("This picture is damaged.").to_problem())
             if what.startswith(BROKEN)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -17,6 +17,8 @@ from pixelgate_common.contracts.storage import (
     SPACES,
     Arrival,
     Arrived,
+    GenerationInfo,
+    GenerationList,
     Hit,
     ImagePage,
     ImagePatch,
@@ -301,7 +303,7 @@ def _add_stage_routes(app: FastAPI, storage: FakeStorage) -> None:
         return {}
 
     @app.post("/v1/stages/{stage}/{action}")
-    async def steer(stage: StageName, action: str) -> dict[str, str]:
+    async def steer(stage: StageName, action: str) -> StageProgress:
         if action == "pause":
             storage.paused.add(known(stage))
         elif action == "resume":
@@ -310,7 +312,24 @@ def _add_stage_routes(app: FastAPI, storage: FakeStorage) -> None:
             for work in (work for (name, _), work in storage.work.items() if name == known(stage)):
                 if action == "rerun" or work.state == "failed":
                     work.state, work.attempts = "pending", 0
-        return {}
+        return storage.progress(stage)
+
+    @app.get("/v1/generations")
+    async def generations() -> GenerationList:
+        found = []
+        for space, model in storage.models.items():
+            done = list(storage.states(space).values()).count("done")
+            found.append(
+                GenerationInfo(
+                    space=cast(StageName, space),
+                    fingerprint=model.fingerprint,
+                    model=model.model,
+                    dim=model.dim or 0,
+                    state="active",
+                    images=done,
+                )
+            )
+        return GenerationList(generations=found)
 
     @app.get("/readyz")
     async def readyz() -> dict[str, Any]:
