@@ -35,6 +35,7 @@ from storage_service.stages import enable_stages, fold_tallies
 from storage_service.upkeep import Upkeep
 from storage_service.vectors.edge import EdgeVectorIndex
 from storage_service.vectors.protocol import VectorIndex
+from storage_service.vectors.qdrant import QdrantVectorIndex, connect
 
 _MAX_JSON_BYTES = 32 * 1024 * 1024  # a full batch of results with vectors of 16,384 values
 _PHASES: dict[str, tuple[Phase, ...]] = {"all": ("pre", "post"), "pre": ("pre",), "none": ()}
@@ -134,7 +135,10 @@ def object_store(settings: Settings) -> ObjectStore:
 
 def vector_index(settings: Settings) -> VectorIndex:
     """Return the vector index that the settings name."""
-    return EdgeVectorIndex(settings.data_dir / "vectors")
+    if settings.qdrant_url is None:
+        return EdgeVectorIndex(settings.data_dir / "vectors")
+    api_key = None if settings.qdrant_api_key is None else settings.qdrant_api_key.get_secret_value()
+    return QdrantVectorIndex(connect(settings.qdrant_url, api_key))
 
 
 async def _settled(task: asyncio.Task[None]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gallery import add_image, moment
+from gallery import add_image, moment, quick_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import fits
@@ -130,9 +130,9 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(postgres_dsn: str, tmp_path: Path) -> Iterator[Shelf]:
-    with asyncio.Runner() as runner:
-        made = Shelf(runner, postgres_dsn, tmp_path / "vectors")
+def shelf(postgres_dsn: str) -> Iterator[Shelf]:
+    with quick_folder() as folder, asyncio.Runner() as runner:
+        made = Shelf(runner, postgres_dsn, folder)
         runner.run(made.open())
         yield made
         runner.run(made.close())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Response
 from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.contracts.storage import (
@@ -21,7 +23,9 @@ from storage_service.parts import PartsNow
 from storage_service.search import Searcher
 
 router = APIRouter(prefix="/v1", tags=["search"])
-_MISMATCH = {409: {"model": Problem, "description": "There are no vectors of this fingerprint"}}
+_MISMATCH: dict[int | str, dict[str, Any]] = {
+    409: {"model": Problem, "description": "There are no vectors of this fingerprint"}
+}
 
 
 @router.post("/images/query", response_model=ImagePage)
@@ -36,7 +40,7 @@ async def search(wanted: Search, parts: PartsNow) -> Response:
     return _json(await Searcher(parts.db, parts.generations, parts.settings).search(wanted))
 
 
-@router.post("/vectors", response_model=StoredVectors, responses={**_MISMATCH})
+@router.post("/vectors", response_model=StoredVectors, responses=_MISMATCH)
 async def vectors(wanted: VectorsWanted, parts: PartsNow) -> Response:
     """Hand out stored vectors."""
     return _json(await Searcher(parts.db, parts.generations, parts.settings).vectors(wanted))
