@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import uvicorn
@@ -18,6 +20,8 @@ from pixelgate_common.metrics import metrics_router
 from pixelgate_common.middleware import BodyCap, RequestContext, ServiceToken
 from pixelgate_common.settings import ServiceSettings
 
+_NOT_STARTED = 3
+"""The exit status of a service that could not start (uvicorn's own)."""
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Any]]
 
 
@@ -49,10 +53,15 @@ def build_app(
     return app
 
 
-def serve(app: FastAPI, settings: ServiceSettings, service: str) -> None:
-    """Serve `app` until SIGTERM or SIGINT, finishing the requests under way."""
+def serve(
+    app: FastAPI, settings: ServiceSettings, service: str, *, before_stop: Callable[[], None] | None = None
+) -> None:
+    """Serve `app` until SIGTERM or SIGINT, finishing the requests under way.
+
+    `before_stop` is called when the stop begins, to end the answers that would go on for ever (event streams).
+    """
     configure_logs(service, settings.log_level, settings.log_style)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -62,3 +71,20 @@ def serve(app: FastAPI, settings: ServiceSettings, service: str) -> None:
         # The sockets' own queue holds the burst; admission is decided by each service's bounded queues.
         backlog=512,
     )
+    server = _Server(config, before_stop)
+    # uvicorn raises SIGINT again when it has stopped.
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(_NOT_STARTED)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, before_stop: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._before_stop = before_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._before_stop is not None:
+            self._before_stop()
+        await super().shutdown(sockets)

@@ -107,6 +107,13 @@ def create_app(
     return app
 
 
+def end_streams(app: FastAPI) -> None:
+    """End every event stream of `app`, so that a stop need not wait for their readers to go."""
+    parts: GatewayParts | None = getattr(app.state, "parts", None)
+    if parts is not None:
+        parts.feed.end_all()
+
+
 async def _storage(app: FastAPI) -> Any:
     parts: GatewayParts = app.state.parts
     return (await parts.storage.ready()).get("parts")
