@@ -1,6 +1,6 @@
 """Work from many requests done in batches: one queue for one blocking function, which knows nothing of its callers.
 
-While the function runs, the next batch collects; when it is idle, a lone item goes at once. Interactive items go
+While the function runs, the next batch collects; when it is free, a lone item goes at once. Interactive items go
 before bulk ones, and bulk ones cannot starve. Requests are admitted whole or not at all, so that none is left half
 done when the queue is full. A batch that fails fails its own callers, and the queue goes on.
 """
@@ -34,8 +34,8 @@ class BatchLimits:
     """How much is taken at a time, and how much may wait.
 
     `max_bulk_batch` is smaller than `max_batch` where a batch of that size would keep an interactive item waiting for
-    long. `max_delay_s` is how long an item that arrived while a batch was running waits for company; an item that
-    finds the queue idle never waits. Bulk items that waited for `bulk_patience_s` get a quarter of each batch.
+    long. `max_delay_s` is how long an item that arrived while all workers were busy waits for company; an item that
+    finds a free one never waits. Bulk items that waited for `bulk_patience_s` get a quarter of each batch.
     """
 
     max_batch: int = 32
@@ -75,7 +75,7 @@ class _Entry(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Result]
     queued_at: float
-    found_idle: bool
+    found_free: bool
 
 
 class Places(Generic[Item, Result]):
@@ -113,7 +113,7 @@ class _Waiting(Generic[Item, Result]):
 
 
 class BatchQueue(Generic[Item, Result]):
-    """One queue in front of one blocking function, which runs in one thread of its own.
+    """One queue in front of one blocking function, which runs in `workers` threads of its own (one by default).
 
     `infer` takes a list of items and returns as many results in the same order. `open` and every call after it belong
     to one event loop. Raises, to those who wait: `Overloaded` (503) when there is no place, `Unavailable` (503) when
@@ -126,37 +126,40 @@ class BatchQueue(Generic[Item, Result]):
         limits: BatchLimits,
         *,
         name: str,
+        workers: int = 1,
         observer: BatchObserver | None = None,
     ) -> None:
         """Prepare a queue called `name` (in logs and thread names); nothing runs before `open`."""
-        self._infer, self._limits, self._name = infer, limits, name
+        self._infer, self._limits, self._name, self._worker_count = infer, limits, name, workers
         self._observer: BatchObserver = observer or _Silent()
         self._waiting: _Waiting[Item, Result] = _Waiting()
         self._taken = 0
         self._news = asyncio.Event()
         self._closing = False
-        self._busy_since: float | None = None
+        self._busy_since: dict[int, float] = {}
         self._item_s = 0.0
-        self._worker: asyncio.Task[None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._workers: list[asyncio.Task[None]] = []
+        self._threads: ThreadPoolExecutor | None = None
 
     def open(self) -> None:
         """Start to work; needs a running event loop."""
-        if self._worker is not None:
+        if self._workers:
             raise RuntimeError("a queue is opened once")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-        self._worker = asyncio.get_running_loop().create_task(self._work(), name=f"batches of {self._name}")
-        self._worker.add_done_callback(self._on_worker_end)
+        self._threads = ThreadPoolExecutor(self._worker_count, thread_name_prefix=self._name)
+        for number in range(self._worker_count):
+            worker = asyncio.get_running_loop().create_task(self._work(number), name=f"batches of {self._name}")
+            worker.add_done_callback(self._on_worker_end)
+            self._workers.append(worker)
 
     async def close(self) -> None:
-        """Let the running batch end, fail those that wait, and stop."""
+        """Let running batches end, fail those that wait, and stop."""
         self._closing = True
         self._news.set()
-        if self._worker is not None:
-            await asyncio.wait([self._worker])
+        if self._workers:
+            await asyncio.wait(self._workers)
         self._fail_waiting()
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=True)
 
     @property
     def name(self) -> str:
@@ -166,12 +169,12 @@ class BatchQueue(Generic[Item, Result]):
     @property
     def is_open(self) -> bool:
         """Whether items are being worked on."""
-        return self._worker is not None and not self._worker.done() and not self._closing
+        return bool(self._workers) and not self._closing
 
     @property
     def busy_for_s(self) -> float:
-        """For how long the running batch has been running; 0 when none is."""
-        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        """For how long the oldest running batch has been running; 0 when none is."""
+        return time.monotonic() - min(self._busy_since.values()) if self._busy_since else 0.0
 
     @contextmanager
     def admit(self, count: int, priority: Priority = "interactive") -> Iterator[Places[Item, Result]]:
@@ -204,12 +207,12 @@ class BatchQueue(Generic[Item, Result]):
         if not self.is_open:
             raise Unavailable(f"{self._name} is not running.")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        entry = _Entry(item, future, time.monotonic(), found_idle=self._busy_since is None)
+        entry = _Entry(item, future, time.monotonic(), len(self._busy_since) < self._worker_count)
         (self._waiting.interactive if priority == "interactive" else self._waiting.bulk).append(entry)
         self._news.set()
         return await future
 
-    async def _work(self) -> None:
+    async def _work(self, number: int) -> None:
         while not self._closing:
             self._news.clear()
             self._waiting.drop_gone()
@@ -218,14 +221,14 @@ class BatchQueue(Generic[Item, Result]):
             elif (delay_s := self._delay_s()) > 0:
                 await self._news_within(delay_s)
             else:
-                await self._run(self._take())
+                await self._run(number, self._take())
 
     def _delay_s(self) -> float:
         """Return how much longer the next batch may wait to grow, 0 when it must go."""
         if len(self._waiting) >= self._limits.max_batch:
             return 0.0
         heads = self._waiting.heads()
-        if any(entry.found_idle for entry in heads):
+        if any(entry.found_free for entry in heads):
             return 0.0
         return min(entry.queued_at for entry in heads) + self._limits.max_delay_s - time.monotonic()
 
@@ -250,12 +253,11 @@ class BatchQueue(Generic[Item, Result]):
         batch = [interactive.popleft() for _ in range(min(len(interactive), limits.max_batch - share))]
         return batch + [bulk.popleft() for _ in range(share)]
 
-    async def _run(self, batch: list[_Entry[Item, Result]]) -> None:
-        assert self._thread is not None
-        self._busy_since = started = time.monotonic()
+    async def _run(self, number: int, batch: list[_Entry[Item, Result]]) -> None:
+        self._busy_since[number] = started = time.monotonic()
         try:
             results = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._infer_all, [entry.item for entry in batch]
+                self._threads, self._infer_all, [entry.item for entry in batch]
             )
         except asyncio.CancelledError:
             self._fail(batch, Unavailable(f"{self._name} was stopped."))
@@ -265,13 +267,13 @@ class BatchQueue(Generic[Item, Result]):
             self._fail(batch, error)
         else:
             took_s = time.monotonic() - started
-            self._item_s = took_s / len(batch)
+            self._item_s = took_s / len(batch) / self._worker_count
             self._observer.inferred([started - entry.queued_at for entry in batch], took_s)
             for entry, result in zip(batch, results, strict=True):
                 if not entry.future.done():
                     entry.future.set_result(result)
         finally:
-            self._busy_since = None
+            del self._busy_since[number]
 
     def _infer_all(self, items: list[Item]) -> Sequence[Result]:
         results = self._infer(items)
@@ -304,6 +306,7 @@ class BatchQueue(Generic[Item, Result]):
             self._closing = True
             error = None if worker.cancelled() else worker.exception()
             log.critical("queue_stopped", queue=self._name, exc_info=error)
+            self._news.set()
         self._fail_waiting()
 
     def _occupy(self, change: int) -> None:

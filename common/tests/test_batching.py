@@ -300,6 +300,27 @@ async def test_the_observer_hears_places_and_batches() -> None:
     assert heard.places[-1] == 0
 
 
+async def test_several_workers_run_batches_side_by_side_and_share_one_line() -> None:
+    infer = Doubler()
+    infer.may_go.clear()
+    queue = BatchQueue(infer, BatchLimits(max_batch=2, max_bulk_batch=2), name="pairs", workers=2)
+    queue.open()
+    try:
+        tasks = [later(queue, [1])]
+        await until_started(infer)
+        tasks.append(later(queue, [2]))
+        await until_started(infer)
+        tasks += [later(queue, [number]) for number in (3, 4, 5)]
+        await settle()
+        assert infer.batches == [[1], [2]], "both workers are busy, each with what it found"
+        infer.may_go.set()
+        assert await asyncio.gather(*tasks) == [[2], [4], [6], [8], [10]]
+        assert infer.batches[2:] == [[3, 4], [5]]
+    finally:
+        infer.may_go.set()
+        await queue.close()
+
+
 @pytest.mark.parametrize(
     "limits",
     [

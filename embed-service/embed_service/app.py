@@ -28,12 +28,7 @@ def create_app(settings: Settings, *, models: Mapping[str, Sequence[Model]] | No
     Loading comes before listening: a model that gives wrong answers must not be reachable for a moment. Raises
     `ModelProblem` when a model cannot be served.
     """
-    embedder = Embedder(
-        load_all(settings) if models is None else models,
-        settings.batch_limits,
-        threads=settings.thread_count,
-        stuck_after_s=settings.stuck_after_s,
-    )
+    embedder = Embedder(load_all(settings) if models is None else models, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
-import shutil
 import subprocess
 import sys
-import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 
-from embed_service.artifacts import Artifact
+from embed_service.artifacts import Artifact, Order
 from embed_service.catalogue import ModelSource
 from embed_service.digests import digest_of, file_digest
 from embed_service.errors import ModelProblem
@@ -29,21 +25,30 @@ _TIMEOUT_S = 1800
 log = structlog.get_logger(__name__)
 
 
-def get_artifact(source: ModelSource, cache_dir: Path) -> Artifact:
-    """Return the artifact of `source`, converting it if it has not been. Raises `ModelProblem` when that fails."""
-    sha256 = file_digest(source.weights, cache_dir / "digests.json")
-    folder = cache_dir / "embed" / f"{source.slot}-{cache_key(source, sha256)[:20]}"
-    artifact = Artifact.load(folder)
+def get_artifact(source: ModelSource, cache_dir: Path, *, half: bool) -> Artifact:
+    """Return the artifact of `source`, converting it if it has not been; `half`: its weights in half precision.
+
+    Raises `ModelProblem` when the model cannot be converted.
+    """
+    order = order_for(source, cache_dir, half=half)
+    artifact = Artifact.load(order.target)
     if artifact is None:
-        log.info("converting", model=source.name, slot=source.slot, folder=str(folder))
-        _convert_in_child(source, sha256, folder)
-        artifact = Artifact.load(folder)
+        log.info("converting", model=source.name, slot=source.slot, folder=str(order.target))
+        _convert_in_child(order)
+        artifact = Artifact.load(order.target)
     if artifact is None:
-        raise ModelProblem(f"{source.name}: the conversion left nothing in {folder}.")
+        raise ModelProblem(f"{source.name}: the converted model cannot be kept in {order.target}.")
     return artifact
 
 
-def cache_key(source: ModelSource, weights_sha256: str) -> str:
+def order_for(source: ModelSource, cache_dir: Path, *, half: bool) -> Order:
+    """Return what must be made from `source`, and where its place in the cache is."""
+    sha256 = file_digest(source.weights, cache_dir / "digests.json")
+    target = cache_dir / "embed" / f"{source.slot}-{_cache_key(source, sha256, half)[:20]}"
+    return Order(source=source, weights_sha256=sha256, target=target, half=half)
+
+
+def _cache_key(source: ModelSource, weights_sha256: str, half: bool) -> str:
     """Return a digest of all that an artifact depends on: files, the name where it has a meaning, and versions."""
     beside = [path for path in sorted(source.folder.iterdir()) if path.suffix in _BESIDE]
     return digest_of(
@@ -51,6 +56,7 @@ def cache_key(source: ModelSource, weights_sha256: str) -> str:
             "format": FORMAT,
             "slot": source.slot,
             "weights": weights_sha256,
+            "half": half,
             "name": source.name if source.config is None else None,
             "beside": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in beside if path.is_file()},
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -58,28 +64,19 @@ def cache_key(source: ModelSource, weights_sha256: str) -> str:
     )
 
 
-def _convert_in_child(source: ModelSource, weights_sha256: str, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+def _convert_in_child(order: Order) -> None:
     try:
-        order = {**asdict(source), "folder": str(source.folder), "weights": str(source.weights)}
         child = subprocess.run(
-            [sys.executable, "-m", "embed_service.conversion", str(draft), weights_sha256],
-            input=json.dumps(order),
+            [sys.executable, "-m", "embed_service.conversion"],
+            input=order.to_json(),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
             check=False,
         )
-        if child.returncode != 0:
-            lines = child.stderr.strip().splitlines()
-            raise ModelProblem(lines[-1] if lines else f"{source.name}: the conversion ended with {child.returncode}.")
-        if not folder.exists():
-            draft.rename(folder)
     except subprocess.TimeoutExpired as error:
-        raise ModelProblem(f"{source.name}: the conversion took longer than {_TIMEOUT_S} s.") from error
-    except OSError as error:
-        if not folder.exists():  # another process may have been faster, which is as good
-            raise ModelProblem(f"{source.name}: the conversion cannot be kept in {folder}: {error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise ModelProblem(f"{order.source.name}: the conversion took longer than {_TIMEOUT_S} s.") from error
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or [f"the conversion ended with status {child.returncode}"]
+        log.error("conversion_failed", model=order.source.name, stderr=lines[-20:])
+        raise ModelProblem(lines[-1])

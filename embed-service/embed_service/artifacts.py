@@ -7,10 +7,15 @@ Loading one needs neither torch nor open_clip, which makes a start take a second
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from embed_service.catalogue import ModelSource
 from embed_service.pixels import Preprocess
 
 FACTS = "facts.json"
@@ -32,6 +37,41 @@ class TextFacts:
     clean: Clean
     trims: bool
     end_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a conversion is asked for. `half` keeps the weights in half precision, half the size."""
+
+    source: ModelSource
+    weights_sha256: str
+    target: Path
+    half: bool
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """Give an empty folder, which becomes `target` when the block succeeds and vanishes when it fails."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+        try:
+            yield folder
+            folder.chmod(0o755)
+            with suppress(OSError):  # another process was faster, which is as good; the reader finds out
+                folder.rename(self.target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def to_json(self) -> str:
+        """Return this order as JSON."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return what `to_json` gave."""
+        fields = json.loads(text)
+        source = fields["source"]
+        paths = {"folder": Path(source["folder"]), "weights": Path(source["weights"])}
+        return cls(**{**fields, "source": ModelSource(**{**source, **paths}), "target": Path(fields["target"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from embed_service.settings import Settings
 
 Slot = Literal["clip", "resnet"]
 SLOTS: tuple[Slot, ...] = ("clip", "resnet")
-STARTER = "starter"
+STARTER, NONE = "starter", "none"
 STANDARD: dict[Slot, str] = {"clip": "ViT-B-32/laion2b_s34b_b79k", "resnet": "resnet34/IMAGENET1K_V1"}
 
 _CONFIG_FILES: dict[Slot, str] = {"clip": "open_clip_config.json", "resnet": "config.json"}
@@ -67,6 +67,7 @@ def model_set(settings: Settings) -> str:
 def wanted(settings: Settings) -> dict[Slot, list[ModelSource]]:
     """Return, for each slot, the models to load: the one to use first, then those kept for a model switch.
 
+    A slot whose model is named `none` is left out.
     Raises `ModelMissing` when files are not there and `ModelProblem` when they cannot be used.
     """
     default = model_set(settings)
@@ -74,6 +75,8 @@ def wanted(settings: Settings) -> dict[Slot, list[ModelSource]]:
     sources: dict[Slot, list[ModelSource]] = {}
     for slot in SLOTS:
         names = [name.strip() for name in (given[slot] or "").split(",") if name.strip()]
+        if names == [NONE]:
+            continue
         names = names or [STARTER if default == STARTER else STANDARD[slot]]
         sources[slot] = [find(settings, slot, name) for name in dict.fromkeys(names)]
     return sources

@@ -14,7 +14,7 @@ from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
-from pixelgate_common.batching import BatchLimits, BatchQueue, Places, Priority
+from pixelgate_common.batching import BatchQueue, Places, Priority
 from pixelgate_common.contracts.embed import EmbedModel
 from pixelgate_common.errors import FingerprintMismatch, InvalidRequest, Unavailable
 from pixelgate_common.images import ImageRefused
@@ -23,6 +23,7 @@ from embed_service import measures
 from embed_service.errors import UnknownSlot
 from embed_service.loading import Model, TextSide
 from embed_service.pixels import Pixels
+from embed_service.settings import Settings
 from embed_service.tokens import TokenIds
 
 FloatVector = npt.NDArray[np.float32]
@@ -47,17 +48,14 @@ class Embedder:
     def __init__(
         self,
         models: Mapping[str, Sequence[Model]],
-        limits: BatchLimits,
-        *,
-        threads: int = 2,
-        stuck_after_s: float = 60.0,
+        settings: Settings,
     ) -> None:
-        """Serve `models` by slot, the one in use first; prepare in `threads` threads."""
-        self._served = {slot: [_serve(model, limits) for model in some] for slot, some in models.items()}
-        self._threads, self._stuck_after_s = threads, stuck_after_s
+        """Serve `models` by slot, the one in use first, within the limits of `settings`."""
+        self._served = {slot: [_serve(model, settings) for model in some] for slot, some in models.items()}
+        self._threads, self._stuck_after_s = settings.thread_count, settings.stuck_after_s
         self._pool: ThreadPoolExecutor | None = None
         # Bulk pictures go to the pool a few at a time, so that an interactive one is never behind a whole request.
-        self._bulk_turns = asyncio.Semaphore(threads)
+        self._bulk_turns = asyncio.Semaphore(self._threads)
 
     async def __aenter__(self) -> Embedder:
         """Start to work."""
@@ -170,7 +168,7 @@ class Embedder:
         return [queue for some in self._served.values() for served in some for queue in served.queues]
 
 
-def _serve(model: Model, limits: BatchLimits) -> _Served:
+def _serve(model: Model, settings: Settings) -> _Served:
     def infer_images(batch: list[Pixels]) -> list[FloatVector]:
         return list(model.infer_images(batch))
 
@@ -181,8 +179,18 @@ def _serve(model: Model, limits: BatchLimits) -> _Served:
         def infer_texts(batch: list[TokenIds]) -> list[FloatVector]:
             return list(infer(batch))
 
-        name = f"{about.slot} texts"
-        texts = BatchQueue(infer_texts, limits, name=name, observer=measures.QueueMetrics(about.slot, "text"))
-    name = f"{about.slot} pictures"
-    images = BatchQueue(infer_images, limits, name=name, observer=measures.QueueMetrics(about.slot, "image"))
+        texts = BatchQueue(
+            infer_texts,
+            settings.batch_limits(side.runner.good_batch),
+            name=f"{about.slot} texts",
+            workers=side.runner.workers,
+            observer=measures.QueueMetrics(about.slot, "text"),
+        )
+    images = BatchQueue(
+        infer_images,
+        settings.batch_limits(model.image_runner.good_batch),
+        name=f"{about.slot} pictures",
+        workers=model.image_runner.workers,
+        observer=measures.QueueMetrics(about.slot, "image"),
+    )
     return _Served(model=model, images=images, texts=texts)

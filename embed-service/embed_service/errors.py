@@ -21,6 +21,13 @@ class ModelMissing(ModelProblem):
     title: ClassVar[str] = "A model is not on this machine"
 
 
+class ModelChanged(ModelProblem):
+    """A name stands for other weights or another configuration than when it was first loaded."""
+
+    code: ClassVar[str] = "model_changed"
+    title: ClassVar[str] = "A model is not the one that it was"
+
+
 class WrongAnswer(ModelProblem):
     """A loaded model does not give the vector that is recorded for it."""
 

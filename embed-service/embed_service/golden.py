@@ -21,7 +21,7 @@ from pixelgate_common.vectors import decode_vector
 from embed_service.artifacts import Artifact
 from embed_service.catalogue import ModelSource
 from embed_service.digests import write_atomically
-from embed_service.errors import ModelProblem, WrongAnswer
+from embed_service.errors import ModelChanged, ModelProblem, WrongAnswer
 from embed_service.pixels import Preprocess, fit
 
 TEXT = "a photograph of two cats and a red bus in front of a café, 1987"
@@ -55,7 +55,7 @@ def check_preprocess(reference: Callable[[Image.Image], Any], preprocess: Prepro
 def expected_vectors(source: ModelSource, artifact: Artifact, lock: Path) -> dict[str, str]:
     """Return the recorded answers, base64 by kind (`image`, `text`); a model that is new is recorded now.
 
-    Raises `WrongAnswer` when the name stands for other weights or preprocessing than when it was recorded.
+    Raises `ModelChanged` when the name stands for other weights or preprocessing than when it was recorded.
     """
     known = json.loads(files("embed_service").joinpath("data/golden.json").read_text())
     if artifact.fingerprint in known:
@@ -75,7 +75,7 @@ def expected_vectors(source: ModelSource, artifact: Artifact, lock: Path) -> dic
         _write(lock, {**entries, key: entry})
     elif entry["fingerprint"] != artifact.fingerprint:
         what = "weights" if entry["weights_sha256"] != artifact.weights_sha256 else "configuration or preprocessing"
-        raise WrongAnswer(
+        raise ModelChanged(
             f"{source.name} has other {what} than when it was first loaded. "
             f"If that is meant, remove the entry {key!r} from {lock}."
         )

@@ -12,7 +12,11 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from embed_service.artifacts import Clean
 from embed_service.tokens import PROBES, LightTokenizer
 
-_CLEANS: tuple[Clean, ...] = ("lower", "whitespace", "canonicalize")
+_CLEANS: dict[str, Clean] = {
+    "_clean_lower": "lower",
+    "_clean_whitespace": "whitespace",
+    "_clean_canonicalize": "canonicalize",
+}
 
 
 def write(own: Any, context: int, path: Path) -> tuple[bool, Clean]:
@@ -21,16 +25,17 @@ def write(own: Any, context: int, path: Path) -> tuple[bool, Clean]:
     Returns whether there is one that gives the same ids for all of `PROBES`, and how texts are cleaned before.
     """
     made = _from_simple(own, context) if isinstance(own, open_clip.SimpleTokenizer) else _from_fast(own, context)
-    expected = np.asarray(own(PROBES, context_length=context))
-    for clean in _CLEANS if made is not None else ():
-        try:
-            same = np.array_equal(LightTokenizer(made, clean, context)(PROBES), expected)
-        except ValueError:
-            same = False
-        if same:
-            made.save(str(path))
-            return True, clean
-    return False, "whitespace"
+    clean = _CLEANS.get(getattr(getattr(own, "clean_fn", None), "__name__", ""))
+    if made is None or clean is None:
+        return False, "whitespace"
+    try:
+        ids = LightTokenizer(made, clean, context)(PROBES)
+    except ValueError:
+        return False, clean
+    same = np.array_equal(ids, np.asarray(own(PROBES, context_length=context)))
+    if same:
+        made.save(str(path))
+    return same, clean
 
 
 def _from_simple(own: Any, context: int) -> Tokenizer | None:
@@ -58,9 +63,9 @@ def _from_simple(own: Any, context: int) -> Tokenizer | None:
 
 def _from_fast(own: Any, context: int) -> Tokenizer | None:
     """Return the `Tokenizer` inside a fast tokenizer of transformers, with the padding and cutting of `own`."""
-    inner = getattr(own, "tokenizer", None)
+    inner: Any = getattr(own, "tokenizer", None)
     backend = getattr(inner, "backend_tokenizer", None)
-    if backend is None or getattr(own, "tokenizer_mode", "") or getattr(own, "strip_sep_token", False):
+    if backend is None or own.tokenizer_mode or own.strip_sep_token:
         return None
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.enable_truncation(context, direction=inner.truncation_side)

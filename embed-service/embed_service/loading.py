@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,26 +67,32 @@ class Model:
 def load_all(settings: Settings) -> dict[str, list[Model]]:
     """Return the loaded models by slot, the one in use first.
 
-    Raises `ModelProblem` (and its kin `ModelMissing`, `WrongAnswer`) with a sentence for the person who starts this.
+    Raises `ModelProblem` (and its kin `ModelMissing`, `ModelChanged`, `WrongAnswer`) with a sentence for the person
+    who starts this.
     """
-    return {slot: [load_model(source, settings) for source in sources] for slot, sources in wanted(settings).items()}
+    sources = wanted(settings)
+    # Side by side: on a first start each converts in a child of its own, most of which is importing.
+    with ThreadPoolExecutor(2) as pool:
+        loading = {
+            slot: [pool.submit(load_model, source, settings) for source in some] for slot, some in sources.items()
+        }
+        return {slot: [one.result() for one in some] for slot, some in loading.items()}
 
 
 def load_model(source: ModelSource, settings: Settings) -> Model:
     """Load one model and check its golden vectors; see `load_all`."""
-    artifact = get_artifact(source, settings.cache_dir)
-    expected = golden.expected_vectors(source, artifact, settings.model_dir / "models.lock")
     if settings.precision != "auto":
-        return _load_checked(source, artifact, settings, settings.precision, expected)
+        return _load_checked(source, settings, settings.precision)
     precision: Precision = "bf16" if _has_bf16(settings) else "fp32"
     try:
-        return _load_checked(source, artifact, settings, precision, expected)
+        return _load_checked(source, settings, precision)
     except WrongAnswer as error:
         if precision == "fp32":
             raise
-        # Some models are not made for bf16. Their vectors in fp32 are right, at half the speed.
+        # Some models are not made for bf16. Their vectors in fp32 are right, at half the speed; if they are not, the
+        # fault lies elsewhere and the start ends here.
         log.warning("bf16_is_too_coarse", model=source.name, slot=source.slot, reason=error.detail)
-        return _load_checked(source, artifact, settings, "fp32", expected)
+        return _load_checked(source, settings, "fp32")
 
 
 def _has_bf16(settings: Settings) -> bool:
@@ -97,9 +104,10 @@ def _uses_cuda(settings: Settings) -> bool:
     return settings.backend != "openvino" and Path("/proc/driver/nvidia/version").exists()
 
 
-def _load_checked(
-    source: ModelSource, artifact: Artifact, settings: Settings, precision: Precision, expected: dict[str, str]
-) -> Model:
+def _load_checked(source: ModelSource, settings: Settings, precision: Precision) -> Model:
+    # What is computed in bf16 (8 bits of mantissa) loses nothing when its weights lie on disk in half precision (11).
+    artifact = get_artifact(source, settings.cache_dir, half=precision != "fp32")
+    expected = golden.expected_vectors(source, artifact, settings.model_dir / "models.lock")
     model = _load(source, artifact, settings, precision)
     image = model.infer_images([model.prepare_image(golden.picture_bytes())])[0]
     golden.check(source.name, "image", image, expected["image"])
@@ -123,9 +131,13 @@ def _load(source: ModelSource, artifact: Artifact, settings: Settings, precision
         if loaded.text is not None:
             text_runner = towers.TorchRunner(loaded.text, device, precision)
     else:
-        image_runner = OpenVinoRunner(artifact.image_graph, precision, settings.thread_count)
+        image_runner = OpenVinoRunner(
+            artifact.image_graph, precision, settings.thread_count, side_by_side=settings.thread_count > 1
+        )
         if artifact.text is not None:
-            text_runner = OpenVinoRunner(artifact.text_graph, precision, settings.thread_count)
+            text_runner = OpenVinoRunner(
+                artifact.text_graph, precision, settings.thread_count, side_by_side=False, good_batch=32
+            )
     text = None
     if artifact.text is not None and text_runner is not None:
         tokenize = tokens.load_tokenizer(artifact, artifact.text, lambda: _open_clips_tokenizer(source))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pixelgate_common.batching import BatchLimits
+from pixelgate_common.contracts.embed import MAX_TEXTS
 from pixelgate_common.settings import DataDir, PictureLimits, ServiceSettings
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -46,9 +47,13 @@ class Settings(ServiceSettings, PictureLimits):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it.")
     threads: int = Field(0, ge=0, le=256, description="Threads for inference and for decoding; 0: one for each core.")
 
-    max_batch: int = Field(16, ge=1, le=256)
-    max_bulk_batch: int = Field(8, ge=1, le=256, description="Smaller, so that an interactive request waits less.")
-    max_places: int = Field(256, ge=64, le=65536, description="Inputs of one model admitted and not yet answered.")
+    max_batch: int | None = Field(None, ge=1, le=64, description="Unset: what is good for the backend (8 on a CPU).")
+    max_bulk_batch: int | None = Field(
+        None, ge=1, le=64, description="Smaller, so that an interactive request waits less; unset: half of max_batch."
+    )
+    max_places: int = Field(
+        256, ge=MAX_TEXTS, le=65536, description="Inputs of one queue admitted and not yet answered."
+    )
     max_delay_ms: float = Field(2.0, ge=0, le=1000)
     bulk_patience_ms: float = Field(1000.0, ge=0, le=60_000)
     max_request_mb: int = Field(64, ge=1, le=4096, description="The largest body of one request.")
@@ -59,8 +64,6 @@ class Settings(ServiceSettings, PictureLimits):
     def _can_take_one_request(self) -> Self:
         if self.max_in_flight_mb < self.max_request_mb:
             raise ValueError("max_in_flight_mb must be at least max_request_mb")
-        if self.max_bulk_batch > self.max_batch:
-            raise ValueError("max_bulk_batch must be at most max_batch")
         return self
 
     @property
@@ -88,12 +91,12 @@ class Settings(ServiceSettings, PictureLimits):
         """All bodies held in memory together, in bytes."""
         return self.max_in_flight_mb * _MIB
 
-    @property
-    def batch_limits(self) -> BatchLimits:
-        """The limits of each model's queue."""
+    def batch_limits(self, good_batch: int) -> BatchLimits:
+        """Return the limits of a queue in front of what works well with batches of `good_batch`."""
+        max_batch = self.max_batch or good_batch
         return BatchLimits(
-            max_batch=self.max_batch,
-            max_bulk_batch=self.max_bulk_batch,
+            max_batch=max_batch,
+            max_bulk_batch=min(self.max_bulk_batch or max(1, max_batch // 2), max_batch),
             max_places=self.max_places,
             max_delay_s=self.max_delay_ms / 1000,
             bulk_patience_s=self.bulk_patience_ms / 1000,

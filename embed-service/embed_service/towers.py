@@ -15,7 +15,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: nothing is fetched at load
+from embed_service.catalogue import ModelSource
+from embed_service.errors import ModelProblem
+from embed_service.pixels import Preprocess
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: nothing is fetched, ever
 
 import open_clip
 import torch
@@ -25,10 +29,6 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
-
-from embed_service.catalogue import ModelSource
-from embed_service.errors import ModelProblem
-from embed_service.pixels import Preprocess
 
 FloatMatrix = npt.NDArray[np.float32]
 Tokenize = Callable[[list[str]], Tensor]
@@ -49,7 +49,7 @@ class ImageTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the vectors of `pixels`."""
         planes = pixels.permute(0, 3, 1, 2).float()
-        return self.encode((planes - self.mean) / self.std)
+        return self.encode((planes - self.get_buffer("mean")) / self.get_buffer("std"))
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Return the vectors of inputs that are normalised already, shape (n, 3, size, size), float32."""
@@ -65,16 +65,22 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
     """Token ids (n, length), int64, to unit vectors (n, dim), float32."""
 
+    model: Any
+
     def __init__(self, model: nn.Module, *, trims: bool) -> None:
         """Take `model`'s text part; with `trims` inputs may be shorter than its context."""
         super().__init__()
         self.model, self.trims = model, trims
 
+    def whole(self, tokens: Tensor) -> Tensor:
+        """Return the vectors of tokens of full length by open_clip's own code."""
+        return cast(Tensor, self.model.encode_text(tokens, normalize=True)).float()
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the vectors of `tokens`."""
         model = self.model
         if not self.trims:
-            return cast(Tensor, model.encode_text(tokens, normalize=True)).float()
+            return self.whole(tokens)
         # As open_clip.CLIP.encode_text, with position and mask cut to the input: attention is causal and the vector is
         # read at the end token, so what would follow it plays no part. Most queries have 10 of 77 tokens.
         length = tokens.shape[1]
@@ -89,9 +95,8 @@ class TextTower(nn.Module):
 
 
 def _ends(tokens: Tensor, model: Any) -> Tensor:
-    if model.text_pool_type == "eos":
-        return (tokens == model.text_eos_id).int().argmax(dim=-1)
-    return tokens.argmax(dim=-1)
+    end = tokens == model.text_eos_id if model.text_pool_type == "eos" else tokens
+    return end.int().argmax(dim=-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +176,8 @@ def _load_clip(source: ModelSource) -> Towers:
 
 
 class _Encoder(nn.Module):
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -298,6 +305,8 @@ def _torchvision_transform(preprocess: Preprocess) -> Callable[[Image.Image], Te
 
 class TorchRunner:
     """Runs one tower on one device: lists of arrays in, float32 out, as `runners.Runner` says."""
+
+    workers, good_batch = 1, 64
 
     def __init__(self, tower: ImageTower | TextTower, device: str, precision: str) -> None:
         """Move `tower` to `device`; bf16 turns its weights to bfloat16."""
