@@ -146,14 +146,14 @@ def wait_searchable(client: httpx.Client, ids: Sequence[int], console: Console) 
     with Progress(*columns, console=console) as progress:
         bars = {name: progress.add_task(name, total=None) for name in SEARCHABLE}
         while True:
+            # The stages count all pictures; only the samples are waited for, should an import be under way.
+            while left and _is_searchable(client, left[0]):
+                left.popleft()
             stages = {stage["stage"]: stage for stage in answer_of(client.get("/v1/stages"))["stages"]}
             for name, bar in bars.items():
                 if (stage := stages.get(name)) is not None:
                     total = stage["pending"] + stage["running"] + stage["done"] + stage["failed"]
                     progress.update(bar, completed=stage["done"], total=total)
-            # The stages count all pictures; only the samples are waited for, should an import be under way.
-            while left and _is_searchable(client, left[0]):
-                left.popleft()
             if not left:
                 return
             if time.monotonic() > deadline:
@@ -174,17 +174,19 @@ def search(client: httpx.Client, asked: Asked, samples: Mapping[str, Sample], co
         note, title = "by picture: turned, cropped", f"a turned and cropped copy of {asked.picture}"
         answer = client.post("/v1/search/by-image", files={"image": ("query.jpg", data)}, data={"limit": str(HITS)})
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "score", "picture", "what is on it", ""):
-        table.add_column(heading, justify="right" if heading == "score" else "left")
+    for heading in ("", "likeness", "picture", "what is on it", ""):
+        table.add_column(heading, justify="right" if heading == "likeness" else "left")
     hits = []
     for place, found in enumerate(answer_of(answer)["hits"], 1):
         image = found["image"]
         name, sample = image["filename"], samples.get(image["filename"])
         detail = sample.in_words() if sample else image.get("caption") or "one of your own pictures"
         is_right = asked.is_right(name, sample)
-        table.add_row(f"{place}", f"{found['score']:.3f}", name, detail, "✓" if is_right else "")
+        likeness = found["parts"]["vector"]
+        shown = "by its words" if likeness is None else f"{likeness:.2f}"
+        table.add_row(f"{place}", shown, name, detail, "✓" if is_right else "")
         pixels = client.get(f"/v1/images/{image['id']}/medium").raise_for_status().content
-        hits.append(Hit(Image.open(io.BytesIO(pixels)), f"{found['score']:.3f}", detail, is_right))
+        hits.append(Hit(Image.open(io.BytesIO(pixels)), shown, detail, is_right))
     console.print()
     console.print(table)
     return Row(asked.words, picture, note, hits)

@@ -161,7 +161,9 @@ class SupervisedService(Supervised):
         if silence:
             reason = f"no answer for {silence:.0f} s"
         else:
-            complaint = logs.last_complaint(self._log_path, log_start)
+            # Whoever is killed from outside has not said why, and its last words were about something else.
+            killed = process.returncode == -signal.SIGKILL
+            complaint = "" if killed else logs.last_complaint(self._log_path, log_start)
             reason = processes.ending(process.returncode) + (f": {complaint}" if complaint else "")
         self._guard.drop(process.pid)
         self._attempts += 1
