@@ -27,7 +27,7 @@ from gateway.limits import Admission, body_limit
 from gateway.model_directory import ModelDirectory
 from gateway.parts import GatewayParts
 from gateway.pictures import Cropper
-from gateway.routes import embeddings, events, images, search, stages, stats
+from gateway.routes import docs, embeddings, events, images, search, stages, stats
 from gateway.searcher import Searcher
 from gateway.settings import GatewaySettings
 from gateway.uploads import Uploads
@@ -89,12 +89,14 @@ def create_app(
         description=_DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         responses={
             422: {"model": Problem, "description": "The request is not valid"},
             503: {"model": Problem, "description": "A part is away, or there is too much work; see Retry-After"},
         },
     )
-    for module in (images, search, embeddings, stages, events, stats):
+    for module in (images, search, embeddings, stages, events, stats, docs):
         app.include_router(module.router)
     app.include_router(health_router({"storage": lambda: _storage(app), "embed": lambda: _embed(app)}))
     app.include_router(metrics_router())

@@ -194,6 +194,14 @@ async def test_readyz_names_every_dependency(gateway: Any) -> None:
     assert (await gateway.client.get("/healthz")).json() == {"status": "alive"}
 
 
+async def test_the_page_about_the_api_loads_nothing_from_outside(gateway: Any) -> None:
+    page = await gateway.client.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "://" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert (await gateway.client.get("/openapi.json")).json()["info"]["title"] == "Pixelgate"
+
+
 async def test_metrics_count_routes_and_not_paths(gateway: Any) -> None:
     for image_id in (901, 902):
         await gateway.client.get(f"/v1/images/{image_id}")

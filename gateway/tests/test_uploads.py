@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from gateway.testing.embed import vector_of
 from gateway.uploads import name_in_url, plain_name, public_form, read_described
+from numpy.testing import assert_allclose
 from pixelgate_common.contracts.storage import Described
+from pixelgate_common.vectors import decode_vector
 
 Jpeg = Callable[..., bytes]
 
@@ -242,6 +247,48 @@ async def test_no_disguise_of_this_machine_is_fetched(gateway: Any) -> None:
     for outcome in outcomes:
         assert (outcome["outcome"], outcome["problem"]["status"]) == ("rejected", 422), outcome
     assert not gateway.storage.records
+
+
+@asynccontextmanager
+async def web_server(pages: dict[str, tuple[str, bytes]]) -> AsyncIterator[str]:
+    """Serve `pages` (media type and body by path) on the loopback interface; yield the address."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+        media_type, body = pages[path]
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_urls_are_fetched_and_stored_where_the_network_is_allowed(start: Any, jpeg: Jpeg) -> None:
+    pages = {
+        "/pictures/a%20dog.jpg?size=1": ("image/jpeg", jpeg(1)),
+        "/page": ("text/html", b"<html>"),
+        "/large.jpg": ("image/jpeg", jpeg(2) + b"\0" * 1024 * 1024),
+        "/text.jpg": ("image/jpeg", b"just text"),
+    }
+    async with start(fetch_allow="127.0.0.0/8", max_upload_mb=1) as gateway, web_server(pages) as url:
+        body = {"urls": [url.replace("//", "//me:secret@") + path for path in pages], "tags": ["web"]}
+        answer = await gateway.client.post("/v1/images", json=body)
+        assert answer.status_code == 201
+        dog, page, large, text = answer.json()["outcomes"]
+        assert (dog["outcome"], dog["filename"], dog["image"]["tags"]) == ("created", "a dog.jpg", ["web"])
+        assert dog["image"]["source_url"] == f"{url}/pictures/a%20dog.jpg?size=1"
+        assert [outcome["problem"]["status"] for outcome in (page, large, text)] == [415, 413, 422]
+
+        terms = [{"image_url": f"{url}/pictures/a%20dog.jpg?size=1"}]
+        assert (await gateway.client.post("/v1/search", json={"terms": terms})).status_code == 200
+        assert_allclose(
+            decode_vector(gateway.storage.searches[-1].vectors[0].vector), vector_of(jpeg(1), "clip"), atol=1e-6
+        )
+        wanted = {"model": "resnet", "input": f"{url}/pictures/a%20dog.jpg?size=1"}
+        assert (await gateway.client.post("/v1/embeddings", json=wanted)).status_code == 200
 
 
 class TestWhenStorageIsAway:

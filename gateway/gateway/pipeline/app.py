@@ -58,6 +58,8 @@ def create_app(
         async def check() -> Any:
             if worker.breaker.reason is not None:
                 raise Unavailable(worker.breaker.reason)
+            if not worker.breaker.proven:
+                raise Unavailable("It has not looked for work yet.")
 
         return check
 

@@ -18,6 +18,7 @@ class Breaker:
         self._failures = 0
         self._ever = 0
         self.reason: str | None = None
+        self.proven = False
 
     def begin(self) -> int:
         """Return a ticket for something that begins now."""
@@ -37,6 +38,7 @@ class Breaker:
         """Note that what began with `ticket` went well; it says nothing when something failed meanwhile."""
         if ticket != self._ever:
             return
+        self.proven = True
         if self.reason is not None:
             log.info("stage_goes_on", stage=self._stage, after_failures=self._failures)
         self._failures, self.reason = 0, None

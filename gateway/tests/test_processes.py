@@ -1,0 +1,69 @@
+"""The two processes as they are started: they come up alone, say what is missing, and stop at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(module: str, port_variable: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    port, nobody = free_port(), free_port()
+    env = {
+        **os.environ,
+        port_variable: str(port),
+        "PIXELGATE_STORAGE_URL": f"http://127.0.0.1:{nobody}",
+        "PIXELGATE_EMBED_URL": f"http://127.0.0.1:{nobody}",
+    }
+    process = subprocess.Popen([sys.executable, "-m", module], env=env, stderr=subprocess.PIPE)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while True:
+            try:
+                httpx.get(f"{url}/healthz").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert process.poll() is None, process.communicate()[1].decode()
+                assert time.monotonic() < deadline, "it did not come up"
+                time.sleep(0.05)
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("module", "port_variable", "missing"),
+    [
+        pytest.param("gateway.main", "PIXELGATE_PORT", {"storage", "embed"}, id="gateway"),
+        pytest.param("gateway.pipeline", "PIXELGATE_PIPELINE_PORT", {"clip", "resnet"}, id="pipeline"),
+    ],
+)
+def test_it_comes_up_alone_says_what_is_missing_and_stops(module: str, port_variable: str, missing: set[str]) -> None:
+    with running(module, port_variable) as (process, url):
+        deadline = time.monotonic() + 30
+        while (ready := httpx.get(f"{url}/readyz")).status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.05)  # the pipeline finds out when it first asks
+        assert ready.status_code == 503
+        assert {name for name, part in ready.json()["parts"].items() if not part["ready"]} == missing
+        assert "pixelgate_requests_total" in httpx.get(f"{url}/metrics").text
+        process.send_signal(signal.SIGTERM)
+        _, printed = process.communicate(timeout=30)
+        assert process.returncode in (0, -signal.SIGTERM)
+        assert b"Traceback" not in printed
+        assert printed.count(b"stage_waits") <= 2
