@@ -110,8 +110,9 @@ def running_system(settings: Settings, console: Console) -> Iterator[str]:
         return
     console.print(f"No Pixelgate runs on {settings.data_dir}: starting one for this demo (its pictures stay there)")
     command = processes.tied_command([sys.executable, "-P", "-m", "pixelgate_local"], signal.SIGINT)
+    env = {**os.environ, "PIXELGATE_HINTS": "false"}
     # In a process group of its own: a Ctrl-C here reaches it once, from the line below.
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0) as launcher:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, process_group=0) as launcher:
         try:
             yield _wait_for_run_file(settings.data_dir, launcher)
         finally:

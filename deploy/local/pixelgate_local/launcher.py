@@ -176,8 +176,9 @@ class Launcher:
         self._console.line(f"\nPixelgate is ready after {time.monotonic() - self._began:.1f} s: {address}")
         self._console.line(f"  data    {self._data_dir}")
         self._console.line(f"  models  {self._settings.models}")
-        self._console.line("  try     make demo   (in another terminal: sample pictures, a few searches, demo.png)")
-        self._console.line("  stop    Ctrl-C\n")
+        if self._settings.hints:
+            self._console.line("  try     make demo   (in another terminal: sample pictures, a few searches, demo.png)")
+            self._console.line("  stop    Ctrl-C\n")
 
     async def _stop_all(self, keeping: Sequence[asyncio.Task[None]]) -> None:
         """Stop what lets work in before what does it, and the database last."""

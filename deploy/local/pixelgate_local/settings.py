@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     disk_check_s: float = Field(10.0, gt=0, le=3600, description="How often free space and log sizes are looked at.")
     log_max_mb: int = Field(20, ge=1, le=10_000, description="A log is cut at this size; one older one is kept.")
 
+    hints: bool = Field(True, description="Whether the launcher says what to try next; not when it serves a demo.")
+
     start_timeout_s: float = Field(300.0, gt=0, description="A service that does not answer this long is restarted.")
     start_attempts: int = Field(5, ge=1, description="So often a service may end before it ever answered.")
     probe_s: float = Field(5.0, gt=0, le=60, description="How often a running service is asked whether it lives.")

@@ -29,7 +29,7 @@ sys.exit(main([replace(service, module=f"fake_{service.name}") for service in SE
 """
 
 
-def until(condition: Callable[[], object], say: Callable[[], str] = str, timeout_s: float = 40) -> None:
+def until(condition: Callable[[], object], say: Callable[[], str] = str, timeout_s: float = 120) -> None:
     """Wait until `condition()` holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -99,7 +99,7 @@ class Run:
 
     def exit_code(self) -> int:
         assert self.process is not None
-        return self.process.wait(40)
+        return self.process.wait(120)
 
     def family(self) -> dict[int, str]:
         """Return each live process that belongs to this run, whoever its parent is by now."""

@@ -45,7 +45,7 @@ def run(dsn: str, statement: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def until(condition: object, timeout_s: float = 30) -> None:
+def until(condition: object, timeout_s: float = 120) -> None:
     """Wait until `condition()` holds."""
     assert callable(condition)
     deadline = time.monotonic() + timeout_s
