@@ -21,8 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Read by libvips when it is loaded, in this import. Threads of its own would fight with those of the other children.
+# Read by the libraries when they are loaded, in this import. Threads of their own would fight with those of the other
+# children; and the process that forks the children has to have one thread only.
 os.environ.setdefault("VIPS_CONCURRENCY", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pyvips

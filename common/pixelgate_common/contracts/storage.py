@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,8 @@ def _check_attributes(attributes: dict[str, AttributeValue]) -> dict[str, Attrib
             raise ValueError("a name has 1 to 100 characters without NUL")
         if isinstance(value, str) and (len(value) > 1000 or "\x00" in value):
             raise ValueError(f"{name}: text of at most 1,000 characters without NUL is needed")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: a finite number is needed")
     return attributes
 
 
