@@ -19,7 +19,7 @@ class SearchLimits(BaseSettings):
         description="A filter that the vector index cannot answer is given to it as at most so many ids.",
     )
     candidates: int = Field(
-        500,
+        200,
         ge=10,
         le=10_000,
         validation_alias="PIXELGATE_STORAGE_CANDIDATES",
@@ -34,4 +34,11 @@ class SearchLimits(BaseSettings):
     )
     max_words: int = Field(
         64, ge=1, le=500, validation_alias="PIXELGATE_STORAGE_MAX_WORDS", description="Words in one full-text query."
+    )
+    max_ranked: int = Field(
+        10_000,
+        ge=100,
+        le=1_000_000,
+        validation_alias="PIXELGATE_STORAGE_MAX_RANKED",
+        description="Of the pictures that match a full-text query, so many are ranked, the newest ones.",
     )

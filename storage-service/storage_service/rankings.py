@@ -33,8 +33,9 @@ Scored = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """One vector to rank by, of length 1."""
+    """One vector to rank by, of length 1; `number` is its place among the query's vectors."""
 
+    number: int
     generation: Generation
     vector: FloatVector
     weight: float
@@ -53,6 +54,7 @@ class Rankings:
         self._words: str | None = None
         self._word_ranks: dict[int, float] = {}
         self._words_cut_off = False
+        self._cosines: dict[int, dict[int, float]] = {}  # by the direction's place among the query's vectors
 
     async def by_vector(self, direction: Direction, needed: int) -> Scored:
         """Return (image id, cosine), the best first: at least `needed` of them, or all that there are."""
@@ -83,6 +85,7 @@ class Rankings:
                 if len(found) < needed:
                     limit *= GROWTH
                     continue
+            self._cosines[direction.number] = dict(found)
             return sorted(found, key=lambda item: (-item[1], item[0]))
 
     async def _confirm(self, generation: Generation, image_ids: Sequence[int]) -> set[int]:
@@ -116,8 +119,8 @@ class Rankings:
             return []
         parameters = Parameters()
         where = sql.SQL("(i.seq <= {} AND {})").format(parameters.add(self._seq), self._where(parameters))
-        found = await rank_by_words(self._conn, self._words, where, parameters, needed)
-        self._word_ranks, self._words_cut_off = dict(found), len(found) == needed
+        found = await rank_by_words(self._conn, self._words, where, parameters, needed, self._limits.max_ranked)
+        self._word_ranks, self._words_cut_off = dict(found), len(found) >= min(needed, self._limits.max_ranked)
         return found
 
     async def newest(self, before_seq: int | None, needed: int) -> list[tuple[int, int]]:
@@ -136,32 +139,47 @@ class Rankings:
         """
         if not image_ids:
             return {}
-        sums = {image_id: (0.0, 0.0) for image_id in image_ids}
-        if directions:
-            rows = await self._conn.execute(
-                "SELECT generation_id, image_id, vector FROM vectors WHERE generation_id = ANY(%s)"
-                " AND image_id = ANY(%s)",
-                (list({one.generation.id for one in directions}), list(image_ids)),
-            )
-            for generation_id, image_id, raw in await rows.fetchall():
-                vector = from_half(raw)
-                for one in directions:
-                    if one.generation.id == generation_id:
-                        total, weight = sums[image_id]
-                        cosine = _cosine(float(np.dot(one.vector, vector)))
-                        sums[image_id] = (total + one.weight * cosine, weight + one.weight)
+        cosines = await self._all_cosines(directions, image_ids)
         ranks = await self._ranks_by_words(image_ids)
-        return {
-            image_id: ScoreParts(vector=total / weight if weight else None, words=ranks.get(image_id))
-            for image_id, (total, weight) in sums.items()
-        }
+        parts = {}
+        for image_id in image_ids:
+            known = [
+                (one.weight, cosines[one.number][image_id]) for one in directions if image_id in cosines[one.number]
+            ]
+            total = sum(weight for weight, _ in known)
+            mean = sum(weight * cosine for weight, cosine in known) / total if known else None
+            parts[image_id] = ScoreParts(vector=mean, words=ranks.get(image_id))
+        return parts
+
+    async def _all_cosines(
+        self, directions: Sequence[Direction], image_ids: Sequence[int]
+    ) -> dict[int, dict[int, float]]:
+        """Return the cosine of each picture in each direction; what no ranking has given comes from Postgres."""
+        cosines = {one.number: dict(self._cosines.get(one.number, {})) for one in directions}
+        wanted = {one.number: [id_ for id_ in image_ids if id_ not in cosines[one.number]] for one in directions}
+        if not any(wanted.values()):
+            return cosines
+        rows = await self._conn.execute(
+            "SELECT generation_id, image_id, vector FROM vectors WHERE generation_id = ANY(%s) AND image_id = ANY(%s)",
+            (
+                list({one.generation.id for one in directions}),
+                list({image_id for missing in wanted.values() for image_id in missing}),
+            ),
+        )
+        for generation_id, image_id, raw in await rows.fetchall():
+            vector = from_half(raw)
+            for one in directions:
+                if one.generation.id == generation_id:
+                    cosines[one.number].setdefault(image_id, _cosine(float(np.dot(one.vector, vector))))
+        return cosines
 
     async def _ranks_by_words(self, image_ids: Sequence[int]) -> dict[int, float]:
         if self._words is None or not self._words_cut_off:
             return self._word_ranks
         parameters = Parameters()
         where = sql.SQL("i.id = ANY({}::bigint[])").format(parameters.add(list(image_ids)))
-        return dict(await rank_by_words(self._conn, self._words, where, parameters, len(image_ids)))
+        most = len(image_ids)
+        return dict(await rank_by_words(self._conn, self._words, where, parameters, most, most))
 
 
 def _cosine(score: float) -> float:

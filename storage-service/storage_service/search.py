@@ -98,7 +98,7 @@ class Searcher:
         except InvalidRequest as error:
             raise InvalidRequest(error.detail, field=f"vectors.{number}.vector") from error
         self._generations.need_complete(generation)
-        return Direction(generation, vector, query.weight)
+        return Direction(number, generation, vector, query.weight)
 
     async def _ranked(
         self, rankings: Rankings, wanted: Search, directions: Sequence[Direction], place: SearchPlace | None

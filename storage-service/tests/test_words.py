@@ -37,7 +37,7 @@ async def find(db: Database, text: str) -> list[str]:
         query = await compile_words(conn, text, 64)
         if query is None:
             return []
-        found = await rank_by_words(conn, query, sql.SQL("TRUE"), Parameters(), 100)
+        found = await rank_by_words(conn, query, sql.SQL("TRUE"), Parameters(), 100, 1000)
         rows = await (await conn.execute("SELECT id, source_url FROM images")).fetchall()
     names = dict(rows)
     return [names[image_id] for image_id, _ in found]
@@ -93,7 +93,7 @@ async def test_ranks_lie_below_one_and_equal_ones_are_ordered_by_id(db: Database
         ids = [await add_image(conn, caption="fish " * 50) for _ in range(3)]
         query = await compile_words(conn, "fish", 64)
         assert query is not None
-        found = await rank_by_words(conn, query, sql.SQL("TRUE"), Parameters(), 100)
+        found = await rank_by_words(conn, query, sql.SQL("TRUE"), Parameters(), 100, 1000)
     assert [image_id for image_id, _ in found] == ids
     assert all(0 < rank < 1 for _, rank in found)
 
@@ -113,6 +113,22 @@ async def test_nothing_that_is_typed_is_an_error(db: Database, texts: list[str])
 @given(word=st.text(st.characters(categories=["Ll", "Nd"]), min_size=1, max_size=20))
 def test_a_word_is_split_from_its_neighbours(word: str) -> None:
     assert [one.text for one in split_words(f"  {word}\t{word} ", 64)] == [word, word]
+
+
+async def test_of_a_word_that_very_many_have_the_newest_are_ranked(db: Database) -> None:
+    async with db.connection() as conn:
+        ids = [await add_image(conn, caption="fish") for _ in range(5)]
+        found = await rank_by_words(conn, "'fish'", sql.SQL("TRUE"), Parameters(), 100, 3)
+    assert [image_id for image_id, _ in found] == ids[2:]
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [("dog", "('dog':*)"), ("Dogs", "('dogs':* | 'dog')"), ("the dog", "('dog':*)"), ("the", "('the':*)")],
+)
+async def test_a_word_is_asked_for_once(db: Database, text: str, query: str) -> None:
+    async with db.connection() as conn:
+        assert await compile_words(conn, text, 64) == query
 
 
 def test_too_many_words_are_refused() -> None:
