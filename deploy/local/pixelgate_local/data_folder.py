@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from pixelgate_local import logs
 from pixelgate_local.errors import LocalError
 
 FOLDERS = {"run": 0o700, "objects": 0o755, "vectors": 0o755, "models": 0o755, "logs": 0o755, "tmp": 0o700}
 MIB = 1024 * 1024
+_LOCK_ATTEMPTS = 20
+"""More than one, because whoever asks `is_taken` holds the lock for a moment."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,17 @@ def taken(data_dir: Path, address: str) -> Iterator[None]:
             "to one that can be written."
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        for _ in range(_LOCK_ATTEMPTS):
+            if lock_now(lock):
+                break
+            time.sleep(0.01)
+        else:
             lock.seek(0)
             raise LocalError(
                 f"Pixelgate already runs on {data_dir} ({lock.read().strip() or 'starting'}): use that one, stop it, "
                 "or set another PIXELGATE_DATA_DIR."
-            ) from error
+            )
+        _run_path(data_dir).unlink(missing_ok=True)  # of a killed launcher
         lock.truncate(0)
         lock.write(f"{address}, process {os.getpid()}\n")
         with contextlib.suppress(OSError):  # a full disk is refused next, in better words
@@ -69,17 +75,22 @@ def taken(data_dir: Path, address: str) -> Iterator[None]:
             _run_path(data_dir).unlink(missing_ok=True)
 
 
+def lock_now(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock `file` for as long as it stays open; False when somebody else has it locked."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def is_taken(data_dir: Path) -> bool:
     """Whether a launcher holds `data_dir` at the moment."""
     try:
         with (data_dir / "run" / "pixelgate.lock").open("r") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+            return not lock_now(lock, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
-    return False
 
 
 def write_run_file(data_dir: Path, address: str, ports: dict[str, int]) -> None:

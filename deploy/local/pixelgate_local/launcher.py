@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import IO
 
 from pixelgate_local import data_folder, logs
 from pixelgate_local.console import Console, LoggedConsole, make_console
@@ -48,13 +49,15 @@ class Launcher:
         with ExitStack() as stack:
             stack.enter_context(data_folder.taken(self._data_dir, address))
             data_folder.check_space(self._data_dir, settings.min_free_mb)
+            guard_lock = await self._wait_for_former_services()
+            stack.callback(guard_lock.close)
             check_public_port(settings.host, settings.port)
             data_folder.clear_tmp(self._data_dir)
             data_folder.rotate_logs(self._data_dir, [*(s.name for s in self._services), "postgres", "launcher"])
             inner = InnerPorts()
             stack.callback(inner.close)
             self._choose_ports(inner)
-            guard = Guard(settings.grace_s)
+            guard = Guard(settings.grace_s, guard_lock)
             stack.callback(guard.close)
             self._listen_to_signals()
             self._build(guard)
@@ -67,6 +70,24 @@ class Launcher:
             finally:
                 self._console.waiting("")
                 await self._stop_all(keeping)
+
+    async def _wait_for_former_services(self) -> IO[str]:
+        """Return the lock of the guard, once what a killed launcher left running has ended: it holds ports and stores.
+
+        Raises:
+            LocalError: it does not end.
+        """
+        lock = (self._data_dir / "run" / "guard.lock").open("a")
+        deadline, said = time.monotonic() + 2 * self._settings.grace_s + 10, False
+        while not data_folder.lock_now(lock):
+            if not said:
+                self._console.line("Waiting for what a killed Pixelgate left running …")
+                said = True
+            if time.monotonic() > deadline:
+                lock.close()
+                raise LocalError(f"Services of a killed Pixelgate still run on {self._data_dir}: end them first.")
+            await asyncio.sleep(0.1)
+        return lock
 
     def _choose_ports(self, inner: InnerPorts) -> None:
         for service in self._services:

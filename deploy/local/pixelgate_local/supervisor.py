@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from pixelgate_local import logs, processes
 from pixelgate_local.backoff import Backoff
@@ -32,7 +32,8 @@ _STARTING_PROBE_S = 0.15
 class Guard:
     """The process that ends what the services leave behind when the launcher is killed (see guard.py)."""
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, lock: IO[str]) -> None:
+        """Start it; it holds `lock` for as long as it lives, which is until the last service has ended."""
         script = Path(__file__).with_name("guard.py")
         self._process = subprocess.Popen(
             processes.python_command(script, str(grace_s)),
@@ -40,7 +41,9 @@ class Guard:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             process_group=0,
+            pass_fds=[lock.fileno()],
         )
+        lock.close()
 
     def add(self, group: int) -> None:
         """Watch over the process group `group`."""

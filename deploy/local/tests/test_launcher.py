@@ -289,9 +289,22 @@ def test_killing_the_launcher_leaves_no_process(run: Run) -> None:
     run.process.wait()
     until(lambda: run.family() == {}, lambda: str(run.family()))
     assert "stop gateway" in run.events(), "it was killed although it could have ended by itself"
-    run.folder.joinpath("embed.stubborn").unlink()
+
+
+def test_a_start_right_after_a_kill_waits_for_what_was_left_running(run: Run) -> None:
+    del run.env["DATABASE_URL"]
+    for name in ("gateway", "storage"):  # they hold the public port and the stores until the guard ends them
+        run.tell(name, "stubborn")
+    run.start_ready()
+    assert run.process is not None
+    left = [run.pid_of(name) for name in ("gateway", "storage")]
+    run.process.kill()
+    run.process.wait()
     run.output.unlink()
-    run.start_ready()  # what was left behind is in nobody's way
+    run.start_ready()
+    assert "Waiting for what a killed Pixelgate left running" in run.said()
+    assert " ended (" not in run.said()
+    assert not any(processes.is_alive(pid) for pid in left)
 
 
 def test_a_second_start_on_the_same_folder_is_refused_in_one_line(run: Run, tmp_path: Path) -> None:
