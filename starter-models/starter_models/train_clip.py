@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from random import Random
@@ -73,7 +74,8 @@ class Trainee(nn.Module):
         super().__init__()
         config = model_config(vocabulary_size)
         del config["text_cfg"]["hf_tokenizer_name"]
-        self.clip = CLIP(**config)
+        # The scale's own steps are small: from the usual 14 it would need the whole training to get where it works best.
+        self.clip = CLIP(**config, init_logit_scale=math.log(30))
         self.clip.visual.output_tokens = True
         self.patch_head = nn.Linear(WIDTH, len(LABELS) + 1)
         self.ground_head = nn.Linear(256, len(BACKGROUND_COLOURS) + len(BACKGROUND_KINDS))
@@ -133,6 +135,7 @@ def losses(trainee: Trainee, seen: View, texts: Tensor, facts: Tensor, captions:
         "text": contrast(logits[:, :count].T, fits[:, :count].T, own),
         "image": contrast(logits[:, :count], fits[:, :count], own),
         "label": contrast(logits[:, count:].T, fits[:, count:].T, label_pairs),
+        "tag": contrast(logits[:, count:], fits[:, count:], label_pairs.flip(1)),
         "patch": (patch_loss * weight).sum() / weight.sum(),
         "ground": F.cross_entropy(ground[:, :colours], facts[:, at : at + colours].float())
         + F.cross_entropy(ground[:, colours:], facts[:, at + colours :].float()),
@@ -140,7 +143,7 @@ def losses(trainee: Trainee, seen: View, texts: Tensor, facts: Tensor, captions:
     }
 
 
-LOSS_WEIGHTS = {"text": 1.0, "image": 1.0, "label": 0.7, "patch": 1.0, "ground": 0.2, "count": 0.2}
+LOSS_WEIGHTS = {"text": 1.0, "image": 1.0, "label": 1.5, "tag": 1.0, "patch": 1.0, "ground": 0.2, "count": 0.2}
 
 
 @torch.no_grad()
