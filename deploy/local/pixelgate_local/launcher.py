@@ -145,14 +145,15 @@ class Launcher:
         return given
 
     def _listen_to_signals(self) -> None:
-        def on_signal() -> None:
+        def on_signal(number: signal.Signals) -> None:
+            self._console.line(f"{number.name}: stopping" + (" at once" if self._stop.is_set() else " …"))
             if self._stop.is_set():
                 self._hurry.set()
             self._stop.set()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, on_signal)
+            loop.add_signal_handler(number, on_signal, number)
 
     async def _until_ready(self, keeping: Sequence[asyncio.Task[None]]) -> bool:
         """Wait until all are ready, saying what is waited for; False when told to stop before."""
@@ -203,7 +204,6 @@ class Launcher:
 
     async def _stop_all(self, keeping: Sequence[asyncio.Task[None]]) -> None:
         """Stop what lets work in before what does it, and the database last."""
-        self._console.line("Stopping …")
         for task in keeping:
             task.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)

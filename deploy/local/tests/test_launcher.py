@@ -265,7 +265,7 @@ def test_a_second_signal_shortens_the_grace_time(run: Run) -> None:
     run.start_ready()
     assert run.process is not None
     run.process.send_signal(signal.SIGINT)
-    run.until_said("Stopping")
+    run.until_said("SIGINT: stopping …")
     assert run.stop() == 0
     assert run.family() == {}
 
