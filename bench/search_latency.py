@@ -155,7 +155,7 @@ def p95(values: list[float]) -> float:
     return float(np.percentile(values, 95))
 
 
-async def measure(size: int, query_count: int, rounds: int) -> dict[str, Any]:
+async def measure(size: int, query_count: int, slices: int) -> dict[str, Any]:
     """Fill a store with `size` pictures, ask, and ask again while more are added."""
     answer: dict[str, Any] = {"size": size}
     queries = clustered(query_count, seed=1)
@@ -183,7 +183,7 @@ async def measure(size: int, query_count: int, rounds: int) -> dict[str, Any]:
                     "p95": p95(took),
                     "recall": None if exact is None else recall(found, exact),
                 }
-            answer["during_import"] = await during_import(db, generations, searcher, queries, rounds, size)
+            answer["during_import"] = await during_import(db, generations, searcher, queries, slices, size)
     answer["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return answer
 
@@ -195,33 +195,33 @@ def recall(found: list[list[int]], exact: Best) -> float:
 
 
 async def during_import(
-    db: Database, generations: Generations, searcher: Searcher, queries: Vectors, rounds: int, size: int
+    db: Database, generations: Generations, searcher: Searcher, queries: Vectors, slices: int, first: int
 ) -> dict[str, float]:
-    """Return the p95 in ms of searches alone and beside an import as fast as it goes, medians over `rounds`."""
-    idle, busy, added, first = [], [], 0, size
-    began = 0.0
-    for turn in range(rounds):
-        idle.append(p95((await latencies(searcher, queries, {}))[0]))
-        stop = asyncio.Event()
+    """Return the p95 in ms of searches alone and beside an import that goes as fast as it can.
 
-        async def add(turn: int = turn, stop: asyncio.Event = stop) -> int:
-            nonlocal first
-            made = 0
-            vectors = clustered(BATCH * 20, seed=5000 + turn)
-            while not stop.is_set():
-                part = vectors[made % len(vectors) :][:BATCH]
-                await insert(db, generations, first, part)
-                first, made = first + len(part), made + len(part)
-            return made
+    Both are measured in turn, a slice of queries each, so that whatever else the machine does falls on both alike.
+    """
+    alone: list[float] = []
+    beside: list[float] = []
+    vectors = clustered(BATCH * 20, seed=5000)
+    added, took_s = 0, 0.0
 
-        begun = time.perf_counter()
-        adding = asyncio.create_task(add())
-        await asyncio.sleep(0.2)
-        busy.append(p95((await latencies(searcher, queries, {}))[0]))
+    async def add(stop: asyncio.Event) -> None:
+        nonlocal added
+        while not stop.is_set():
+            await insert(db, generations, first + added, vectors[added % len(vectors) :][:BATCH])
+            added += BATCH
+
+    for part in np.array_split(queries, slices):
+        alone += (await latencies(searcher, part, {}))[0]
+        stop, begun = asyncio.Event(), time.perf_counter()
+        adding = asyncio.create_task(add(stop))
+        await asyncio.sleep(0.1)
+        beside += (await latencies(searcher, part, {}))[0]
         stop.set()
-        added += await adding
-        began += time.perf_counter() - begun
-    return {"idle": statistics.median(idle), "busy": statistics.median(busy), "added_per_s": added / began}
+        await adding
+        took_s += time.perf_counter() - begun
+    return {"idle": p95(alone), "busy": p95(beside), "added_per_s": added / took_s}
 
 
 def main() -> None:
@@ -230,9 +230,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    query_count, rounds = (40, 1) if options.quick else (200, 3)
+    query_count, slices = (40, 4) if options.quick else (300, 15)
     if options.size:
-        print(json.dumps(asyncio.run(measure(options.size, query_count, rounds))))
+        print(json.dumps(asyncio.run(measure(options.size, query_count, slices))))
         return
     answers = []
     for size in (1_000, 5_000) if options.quick else (1_000, 10_000, 100_000):

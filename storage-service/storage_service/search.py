@@ -50,8 +50,9 @@ class Searcher:
     async def search(self, wanted: Search) -> SearchPage:
         """Return one page of hits.
 
-        With one ranking, `score` is that ranking's own (the cosine, or the full-text rank) and pages go on to the end
-        of the store. Several are fused down to a fixed depth, where pages end. Without any, the newest come first.
+        With one ranking, `score` is that ranking's own (the cosine, or the full-text rank), and pages go on to its end:
+        the whole store by a vector, the `max_ranked` newest matches by words. Several are fused down to a fixed depth,
+        where pages end. Without any, the newest come first.
 
         FingerprintMismatch for a fingerprint without vectors, InvalidRequest for a vector of another dimension,
         InvalidCursor for a cursor of another query, Unavailable while the index is being rebuilt.

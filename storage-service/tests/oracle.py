@@ -28,7 +28,7 @@ def _leaf(leaf: Leaf, picture: dict[str, Any]) -> bool:
     if group == "objects":
         count = picture["object_counts"].get(name, 0)
         if leaf.exists is not None:
-            return (count > 0) == leaf.exists
+            return bool(count > 0) == leaf.exists
         values = [count]
     elif group == "tags":
         values = picture["tags"]

@@ -34,10 +34,12 @@ from storage_service.vectors.protocol import (
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-CHUNK_POINTS = 16
-"""Points written at once: about 0.9 ms, the longest that a search ever waits for a writer."""
+CHUNK_POINTS = 8
+"""Points written at once: about 1 ms, the longest that a search ever waits for a writer."""
 FLUSH_POINTS = 20_000
 """Points after which the write-ahead log is folded in; as many are replayed after a kill, in about 0.7 s."""
+LARGE_POINTS = 300_000
+"""Above this a search compares for some 20 ms or more, and a Qdrant server with its graph is the better place."""
 _SCROLL = 5_000
 _FOLDER = re.compile(r"gen-(\d+)")
 _KINDS: dict[FieldKind, Any] = {
@@ -65,6 +67,8 @@ class EdgeVectorIndex:
                 shard = _Shard(self._folder / f"gen-{generation_id}")
                 await shard.open(dim)
                 self._shards[generation_id] = shard
+                if (points := await shard.run(_count)) > LARGE_POINTS:
+                    log.warning("vector_index_large", generation=generation_id, points=points, advice="set QDRANT_URL")
 
     async def drop(self, generation_id: int) -> None:
         """Remove the shard's folder; see `VectorIndex.drop`."""
