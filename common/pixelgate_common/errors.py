@@ -199,6 +199,8 @@ def field_problems(errors: Sequence[Any]) -> list[FieldProblem]:
         location = [str(part) for part in error.get("loc", ())]
         if location and location[0] in ("body", "query", "path", "header", "cookie", "form"):
             location = location[1:]
+        # Names of a union's branches are pydantic's, not the client's.
+        location = [part for part in location if not part.startswith("filter:")]
         found.append(FieldProblem(field=".".join(location) or "body", message=str(error.get("msg", "not valid"))))
     return found
 

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from pixelgate_common.contracts.filters import RECORD_FIELDS, Filter, leaves
 from pixelgate_common.contracts.storage import Arrival, ImageRecord, ListImages
+from pixelgate_common.errors import field_problems
 from pydantic import TypeAdapter, ValidationError
 
 FILTER: TypeAdapter[Any] = TypeAdapter(Filter)
@@ -47,6 +48,12 @@ def test_a_filter_nested_too_deep_or_too_wide_is_refused() -> None:
     wide = {"any": [{"all": [{"field": "width", "eq": n}] * 40} for n in range(3)]}
     with pytest.raises(ValidationError, match="at most 64 comparisons"):
         ListImages(filter=wide)
+
+
+def test_an_error_names_the_field_as_the_client_wrote_it() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ListImages.model_validate({"filter": {"all": [{"not": {"field": "width", "equals": 1}}]}})
+    assert [problem.field for problem in field_problems(caught.value.errors())] == ["filter.all.0.not.equals"]
 
 
 def test_every_filterable_field_stands_in_the_record() -> None:

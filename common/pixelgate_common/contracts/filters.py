@@ -136,19 +136,19 @@ class Not(BaseModel):
 
 def _which(value: Any) -> str:
     if isinstance(value, All) or (isinstance(value, dict) and "all" in value):
-        return "all"
+        return "filter:all"
     if isinstance(value, Any_) or (isinstance(value, dict) and "any" in value):
-        return "any"
+        return "filter:any"
     if isinstance(value, Not) or (isinstance(value, dict) and "not" in value):
-        return "not"
-    return "leaf"
+        return "filter:not"
+    return "filter:leaf"
 
 
 Filter = Annotated[
-    Annotated[All, Tag("all")]
-    | Annotated[Any_, Tag("any")]
-    | Annotated[Not, Tag("not")]
-    | Annotated[Leaf, Tag("leaf")],
+    Annotated[All, Tag("filter:all")]
+    | Annotated[Any_, Tag("filter:any")]
+    | Annotated[Not, Tag("filter:not")]
+    | Annotated[Leaf, Tag("filter:leaf")],
     Discriminator(_which),
 ]
 """A filter tree; see the module's docstring."""
