@@ -127,5 +127,6 @@ def _time(leaf: Leaf) -> Condition:
     if leaf.eq is not None or leaf.in_ is not None:
         moments = [time_text(parse_time(leaf.field, value)) for value in wanted_values(leaf)]
         return conditions.Or(tuple(conditions.During(leaf.field, gte=text, lte=text) for text in moments))
-    bounds = {name: time_text(parse_time(leaf.field, value)) for name, value in leaf.comparisons.items()}
-    return conditions.During(leaf.field, **bounds)
+    # One condition for each bound: of gt and gte together the engine would look at one only.
+    bounds = [{name: time_text(parse_time(leaf.field, value))} for name, value in leaf.comparisons.items()]
+    return conditions.And(tuple(conditions.During(leaf.field, **bound) for bound in bounds))

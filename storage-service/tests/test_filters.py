@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gallery import add_image, moment, quick_folder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from oracle import fits
 from pixelgate_common.contracts.filters import RECORD_FIELDS, Filter
@@ -178,6 +178,9 @@ FILTERS = st.recursive(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(given_filter=FILTERS)
+@example({"field": "created_at", "gt": TIMES[0], "gte": TIMES[2]})
+@example({"field": "created_at", "lt": TIMES[2], "lte": TIMES[0]})
+@example({"field": "id", "eq": -1})
 def test_both_translations_select_what_the_filter_means(shelf: Shelf, given_filter: dict[str, Any]) -> None:
     try:
         tree = FILTER.validate_python(given_filter)

@@ -29,7 +29,10 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class During:
-    """The time lies within the bounds, given as ISO 8601 text with a zone; None leaves one open."""
+    """The time lies within the bounds, given as ISO 8601 text with a zone; None leaves one open.
+
+    At most one of `gt` and `gte`, and one of `lt` and `lte`.
+    """
 
     field: str
     gt: str | None = None
