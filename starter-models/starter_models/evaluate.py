@@ -28,6 +28,8 @@ from starter_models.scenes import draw_scene, group_labels
 from starter_models.train_resnet import mean_average_precision
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+CARD = WEIGHTS.parent / "MODEL_CARD.md"
+CARD_MARKS = ("<!-- figures -->", "<!-- end of figures -->")
 #: Test scenes from this index on are kept for measuring; samples and examples have other ones.
 FIRST_SCENE = 10_000
 GROUP_SIZE = 5
@@ -182,6 +184,25 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
+def write_report(figures: Sequence[Figure], weights: Path, card: Path | None) -> None:
+    """Write ``figures.json`` beside the weights, and the table between the marks of a model card."""
+    sizes = {folder: folder_bytes(weights / folder) for folder in ("clip", "resnet")}
+    report = {"bytes": sizes, "figures": [{**asdict(item), "value": round(item.value, 4)} for item in figures]}
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (weights / "figures.json").write_text(text, encoding="utf-8")
+    if card is not None:
+        before, start, rest = card.read_text(encoding="utf-8").partition(CARD_MARKS[0] + "\n")
+        _, end, after = rest.partition(CARD_MARKS[1])
+        if not start or not end:
+            raise ValueError(f"{card} lacks the lines {CARD_MARKS[0]} and {CARD_MARKS[1]}")
+        card.write_text(f"{before}{start}{table(figures)}\n{end}{after}", encoding="utf-8")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return how much the files of a folder take."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def _decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
@@ -195,7 +216,7 @@ def _single(value: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> int:
-    """Print the table, write ``figures.json`` beside the weights; the exit status says whether all aims are met."""
+    """Print the table, write ``figures.json`` and the model card; the exit status says whether all aims are met."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--scenes", type=int, default=1000)
@@ -206,14 +227,7 @@ def main() -> int:
     ensure_font()
     figures = measure(arguments.weights, arguments.scenes, arguments.cases)
     print(table(figures))
-    sizes = {
-        folder: sum(path.stat().st_size for path in (arguments.weights / folder).iterdir())
-        for folder in ("clip", "resnet")
-    }
-    report = {"bytes": sizes, "figures": [{**asdict(item), "value": round(item.value, 4)} for item in figures]}
-    (arguments.weights / "figures.json").write_text(
-        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_report(figures, arguments.weights, CARD if arguments.weights == WEIGHTS else None)
     return 0 if all(item.target is None or item.value >= item.target for item in figures) else 1
 
 

@@ -42,13 +42,16 @@ def default_folder() -> Path:
 
 
 def load_rendered(
-    split: Split, count: int, *, per_group: int = 1, processes: int = 1, folder: Path | None = None
+    split: Split, count: int, *, per_group: int = 1, crowd: bool = False, processes: int = 1, folder: Path | None = None
 ) -> RenderedScenes:
     """Return the first ``count`` scenes of a split, rendering them first unless they are on disk already.
 
-    With ``per_group`` above 1, that many scenes in a row share all their objects, and only those.
+    With ``per_group`` above 1, that many scenes in a row share all their objects, and only those. With ``crowd`` they
+    are crowds.
     """
     name = f"{split}-{count}" if per_group == 1 else f"{split}-{count}-by-{per_group}"
+    if crowd:
+        name += "-crowd"
     target = (folder or default_folder()) / name
     truth = target / "truth.jsonl"
     pictures_path, maps_path = target / "pictures.npy", target / "maps.npy"
@@ -62,7 +65,7 @@ def load_rendered(
         starts = range(0, count, _CHUNK)
         with ProcessPoolExecutor(processes) as pool:
             for start, (some, covers, texts) in zip(
-                starts, pool.map(partial(_render, split, count, per_group), starts), strict=True
+                starts, pool.map(partial(_render, split, count, per_group, crowd), starts), strict=True
             ):
                 pictures[start : start + len(some)] = some
                 maps[start : start + len(some)] = covers
@@ -78,13 +81,13 @@ def load_rendered(
 
 
 def _render(
-    split: Split, count: int, per_group: int, start: int
+    split: Split, count: int, per_group: int, crowd: bool, start: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
     """Render one chunk: pictures, label maps, truth lines."""
     pictures, maps, lines = [], [], []
     for index in range(start, min(start + _CHUNK, count)):
         labels = group_labels(split, index // per_group) if per_group > 1 else None
-        scene = draw_scene(split, index, _DRAWN_SIZE, labels=labels)
+        scene = draw_scene(split, index, _DRAWN_SIZE, labels=labels, crowd=crowd)
         small = scene.picture.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
         cover = np.zeros((MAP_SIDE, MAP_SIDE), dtype=np.uint8)
         for item in scene.objects:
@@ -104,9 +107,16 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--per-group", type=int, default=1)
+    parser.add_argument("--crowd", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    load_rendered(arguments.split, arguments.count, per_group=arguments.per_group, processes=arguments.processes)
+    load_rendered(
+        arguments.split,
+        arguments.count,
+        per_group=arguments.per_group,
+        crowd=arguments.crowd,
+        processes=arguments.processes,
+    )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ DEFAULT_SIZES = (256, 320)
 #: An object may hide at most this part of another one.
 MAX_HIDDEN = 0.35
 _OBJECT_COUNTS = (1, 2, 2, 3, 3, 3, 4, 4, 5)
+#: A crowd has more objects than a scene: only training sees it, because it shows more objects for the same work.
+CROWD_COUNTS = (9, 14)
+_CROWD_SIDES = (0.22, 0.40)
 _SIDES = {1: (0.34, 0.62), 2: (0.30, 0.52), 3: (0.27, 0.44), 4: (0.25, 0.38), 5: (0.23, 0.34)}
 
 
@@ -112,7 +115,12 @@ def split_of(labels: Iterable[str]) -> Split:
 
 
 def draw_scene(
-    split: Split, index: int, size: int | tuple[int, int] | None = None, *, labels: Sequence[str] | None = None
+    split: Split,
+    index: int,
+    size: int | tuple[int, int] | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    crowd: bool = False,
 ) -> Scene:
     """Draw scene number ``index`` of a split; the same arguments give the same bytes on the same library versions.
 
@@ -121,6 +129,7 @@ def draw_scene(
         index: 0 or more.
         size: the longer side in pixels, or (width, height); None takes one of DEFAULT_SIZES' range from the seed.
         labels: one to five objects to draw, with repeats, instead of a chosen combination.
+        crowd: draw as many objects as CROWD_COUNTS says; there is no caption then.
 
     Raises:
         FontMissingError: the emoji font is not on this machine.
@@ -129,8 +138,8 @@ def draw_scene(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}")
     asked = "" if labels is None else f" {','.join(labels)}"
-    rng = _seeded(f"scene {split} {index}{asked}")
-    labels = _choose_labels(split, rng) if labels is None else list(labels)
+    rng = _seeded(f"{'crowd' if crowd else 'scene'} {split} {index}{asked}")
+    labels = _choose_labels(split, rng, crowd) if labels is None else list(labels)
     if split_of(labels) != split:
         raise ValueError(f"the combination {', '.join(labels)} belongs to {split_of(labels)}, not to {split}")
     background = choose_background(rng)
@@ -149,9 +158,11 @@ def draw_scene(
         placed = [(name, paint, np.minimum(other, clear)) for name, paint, other in placed]
         placed.append((label, colour, mask))
     picture = _finish(picture, rng)
+    if crowd:
+        placed = [item for item in placed if (item[2] >= 128).sum() > 12]
     objects = tuple(SceneObject(name, paint, box_of(mask), mask) for name, paint, mask in placed)
     facts = Facts(width, height, objects, background)
-    caption = describe(facts, Random(rng.getrandbits(64)), background=True).text
+    caption = describe(facts, Random(rng.getrandbits(64)), background=True).text if not crowd else ""
     return Scene(split, index, picture, objects, background, caption, rng.randint(55, 95))
 
 
@@ -215,12 +226,12 @@ def _write_scene(folder: Path, split: Split, size: int | tuple[int, int] | None,
     return {"file": name, **scene.truth(), "query": scene_query(scene.facts, index)}
 
 
-def _choose_labels(split: Split, rng: Random) -> list[str]:
+def _choose_labels(split: Split, rng: Random, crowd: bool = False) -> list[str]:
     """Draw one to five labels, a third of the time with repeats, until the combination belongs to the split."""
     while True:
-        count = rng.choice(_OBJECT_COUNTS)
+        count = rng.randint(*CROWD_COUNTS) if crowd else rng.choice(_OBJECT_COUNTS)
         labels = [label.name for label in rng.sample(LABELS, count)]
-        if count > 1 and rng.random() < 0.35:
+        if not crowd and count > 1 and rng.random() < 0.35:
             for place in range(1, rng.randint(2, count)):
                 labels[place] = labels[0]
         if split_of(labels) == split:
@@ -242,7 +253,7 @@ def _place(
     labels: list[str], width: int, height: int, rng: Random
 ) -> Iterator[tuple[str, str | None, Image.Image, tuple[int, int]]]:
     """Yield each object's label, colour, bitmap and corner, so that none leaves the picture or hides under another."""
-    low, high = _SIDES[len(labels)]
+    low, high = _SIDES.get(len(labels), _CROWD_SIDES)
     taken: list[tuple[float, float, float, float]] = []
     for label in labels:
         colours = BY_NAME[label].colours
@@ -251,7 +262,7 @@ def _place(
         angle = rng.gauss(0, 14) if rng.random() < 0.85 else rng.uniform(-45, 45)
         mirrored = rng.random() < 0.5
         brightness = rng.uniform(0.78, 1.18)
-        for attempt in range(200):
+        for attempt in range(200 if len(labels) in _SIDES else 40):
             if attempt % 40 == 39:
                 part *= 0.9
             reach_x, reach_y = _extent(label, colour, part, angle)
@@ -260,7 +271,7 @@ def _place(
             x = rng.uniform(min(half_x, 0.5), max(1 - half_x, 0.5))
             y = rng.uniform(min(half_y, 0.5), max(1 - half_y, 0.5))
             box = (x - half_x, y - half_y, x + half_x, y + half_y)
-            if all(_overlap(box, other) <= MAX_HIDDEN for other in taken):
+            if all(_overlap(box, other) <= (MAX_HIDDEN if len(labels) in _SIDES else 0.5) for other in taken):
                 break
         taken.append(box)
         bitmap = _transformed(label, colour, part * side, angle, mirrored, brightness)

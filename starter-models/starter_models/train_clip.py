@@ -74,7 +74,7 @@ class Trainee(nn.Module):
         super().__init__()
         config = model_config(vocabulary_size)
         del config["text_cfg"]["hf_tokenizer_name"]
-        # The scale's own steps are small: from the usual 14 it would need the whole training to get where it works best.
+        # The scale's own steps are small: from the usual 14 it would take all the training to get where it works.
         self.clip = CLIP(**config, init_logit_scale=math.log(30))
         self.clip.visual.output_tokens = True
         self.patch_head = nn.Linear(WIDTH, len(LABELS) + 1)
@@ -90,7 +90,12 @@ class Trainee(nn.Module):
 def make_captions(facts: list[Facts], rng: Random) -> list[Caption]:
     """One sentence per scene (two in three name everything), then one query per label."""
     captions = [describe(item, rng) if rng.random() < 0.66 else describe_part(item, rng) for item in facts]
-    return captions + [label_query(label.name, rng) for label in LABELS]
+    return captions + make_label_queries(rng)
+
+
+def make_label_queries(rng: Random) -> list[Caption]:
+    """One query for every label."""
+    return [label_query(label.name, rng) for label in LABELS]
 
 
 def contrast(logits: Tensor, fits: Tensor, own: Tensor) -> Tensor:
@@ -107,7 +112,10 @@ def contrast(logits: Tensor, fits: Tensor, own: Tensor) -> Tensor:
 
 
 def losses(trainee: Trainee, seen: View, texts: Tensor, facts: Tensor, captions: list[Caption]) -> dict[str, Tensor]:
-    """Compute every part of the loss for one batch."""
+    """Compute every part of the loss for one batch.
+
+    ``captions`` are one for each scene, then the label queries; for crowds, the label queries alone.
+    """
     assert seen.patches is not None
     mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
     pooled, tokens, text = trainee(((seen.pictures - mean) / std).bfloat16(), texts)
@@ -118,12 +126,8 @@ def losses(trainee: Trainee, seen: View, texts: Tensor, facts: Tensor, captions:
 
     demands = torch.from_numpy(np.stack([demands_vector(caption) for caption in captions]))
     fits = fitting(facts, demands)
-    exact = torch.tensor([caption.exact for caption in captions])
-    fits[:, exact] = False
-    diagonal = torch.arange(count)
-    fits[diagonal, diagonal] = True
-    own = torch.stack((diagonal, diagonal), dim=1)
-    label_pairs = fits[:, count:].T.nonzero()
+    described = len(captions) - len(LABELS)
+    label_pairs = fits[:, described:].T.nonzero()
     patch_loss = -(F.log_softmax(trainee.patch_head(tokens).float(), dim=-1) * seen.patches).sum(dim=-1)
     # Background patches outnumber object patches about four to one.
     weight = 1 - 0.75 * seen.patches[..., 0]
@@ -131,16 +135,23 @@ def losses(trainee: Trainee, seen: View, texts: Tensor, facts: Tensor, captions:
     colours = len(BACKGROUND_COLOURS)
     at = facts.shape[1] - colours - len(BACKGROUND_KINDS)
     present = facts[:, : 5 * len(LABELS)].view(count, len(LABELS), 5).sum(dim=2).float()
-    return {
-        "text": contrast(logits[:, :count].T, fits[:, :count].T, own),
-        "image": contrast(logits[:, :count], fits[:, :count], own),
-        "label": contrast(logits[:, count:].T, fits[:, count:].T, label_pairs),
-        "tag": contrast(logits[:, count:], fits[:, count:], label_pairs.flip(1)),
+    parts = {
+        "label": contrast(logits[:, described:].T, fits[:, described:].T, label_pairs),
+        "tag": contrast(logits[:, described:], fits[:, described:], label_pairs.flip(1)),
         "patch": (patch_loss * weight).sum() / weight.sum(),
         "ground": F.cross_entropy(ground[:, :colours], facts[:, at : at + colours].float())
         + F.cross_entropy(ground[:, colours:], facts[:, at + colours :].float()),
         "count": F.smooth_l1_loss(trainee.count_head(pooled).float(), present, beta=0.2) * 20,
     }
+    if described:
+        exact = torch.tensor([caption.exact for caption in captions])
+        sure = fits & ~exact
+        diagonal = torch.arange(count)
+        sure[diagonal, diagonal] = True
+        own = torch.stack((diagonal, diagonal), dim=1)
+        parts["text"] = contrast(logits[:, :count].T, sure[:, :count].T, own)
+        parts["image"] = contrast(logits[:, :count], sure[:, :count], own)
+    return parts
 
 
 LOSS_WEIGHTS = {"text": 1.0, "image": 1.0, "label": 1.5, "tag": 1.0, "patch": 1.0, "ground": 0.2, "count": 0.2}
@@ -205,22 +216,33 @@ def train(arguments: argparse.Namespace) -> None:
         first = saved["step"]
         for _ in range(first):
             next(batches)
+    crowd_count = arguments.crowds if first < arguments.crowded_until else 0
+    crowds = load_rendered("train", crowd_count, crowd=True, folder=arguments.work) if crowd_count else scenes
+    crowd_facts = facts_matrix(crowds.facts) if crowd_count else facts
+    crowd_batches = shuffled(len(crowds), arguments.batch, np.random.default_rng(arguments.seed))
     started, running = time.monotonic(), dict.fromkeys(LOSS_WEIGHTS, 0.0)
     for step in range(first, arguments.steps):
-        indices = next(batches)
-        seen = view(scenes, indices, IMAGE_SIZE, generator, strength=0.8, patch=PATCH_SIZE)
-        captions = make_captions([scenes.facts[index] for index in indices], rng)
-        texts = _encode(tokenizer, [caption.text for caption in captions])
-        parts = losses(trainee, seen, texts, facts[torch.from_numpy(indices)], captions)
+        if step < arguments.crowded_until and step % 4 != 0:
+            indices = next(crowd_batches)
+            seen = view(crowds, indices, IMAGE_SIZE, generator, strength=0.8, patch=PATCH_SIZE)
+            captions, truth = make_label_queries(rng), crowd_facts[torch.from_numpy(indices)]
+        else:
+            indices = next(batches)
+            seen = view(scenes, indices, IMAGE_SIZE, generator, strength=0.8, patch=PATCH_SIZE)
+            captions, truth = (
+                make_captions([scenes.facts[index] for index in indices], rng),
+                facts[torch.from_numpy(indices)],
+            )
+        parts = losses(trainee, seen, _encode(tokenizer, [caption.text for caption in captions]), truth, captions)
         total = torch.stack([LOSS_WEIGHTS[name] * value for name, value in parts.items()]).sum()
         torch.autograd.backward(total)
         masters.step(step / arguments.steps)
         for name, value in parts.items():
-            running[name] = 0.9 * running[name] + 0.1 * value.item() if step > first else value.item()
+            running[name] = 0.9 * running[name] + 0.1 * value.item() if running[name] else value.item()
         if step % 10 == 0:
             speed = (step - first + 1) * arguments.batch / (time.monotonic() - started)
             print(f"{step} {speed:.0f}/s", *(f"{name} {value:.3f}" for name, value in running.items()), flush=True)
-        if step % 100 == 99 or step == arguments.steps - 1:
+        if step % arguments.every == arguments.every - 1 or step == arguments.steps - 1:
             recall = quick_recall(trainee, validation, tokenizer)
             print(f"step {step + 1}: validation recall@10 {recall:.4f}", flush=True)
             torch.save({"state": masters.state(), "step": step + 1}, checkpoint)
@@ -230,11 +252,16 @@ def train(arguments: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Train the clip slot and write its weights."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch", type=int, default=384)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=7e-4)
     parser.add_argument("--scenes", type=int, default=TRAINING_SCENES)
     parser.add_argument("--validation", type=int, default=1000, help="scenes of the validation split")
+    parser.add_argument("--crowds", type=int, default=10_000)
+    parser.add_argument(
+        "--crowded-until", type=int, default=3600, help="up to this step, three batches in four are crowds"
+    )
+    parser.add_argument("--every", type=int, default=250, help="steps from one checkpoint to the next")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

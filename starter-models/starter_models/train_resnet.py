@@ -212,7 +212,7 @@ def train(arguments: argparse.Namespace) -> None:
         if step % 10 == 0:
             speed = (step - first + 1) * arguments.batch / (time.monotonic() - started)
             print(f"{step} {speed:.0f}/s", *(f"{name} {value:.3f}" for name, value in running.items()), flush=True)
-        if step % 100 == 99 or step == arguments.steps - 1:
+        if step % arguments.every == arguments.every - 1 or step == arguments.steps - 1:
             precision = quick_precision(trainee, validation, 5)
             print(f"step {step + 1}: validation mAP@10 {precision:.4f}", flush=True)
             torch.save({"model": trainee.state_dict(), "state": masters.state(), "step": step + 1}, checkpoint)
@@ -227,12 +227,13 @@ def label_counts(scenes: RenderedScenes) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     """Train the resnet slot and write its weights."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch", type=int, default=384, help="pictures in a batch; half as many pairs")
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=64, help="pictures in a batch; half as many pairs")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--scenes", type=int, default=100_000)
     parser.add_argument("--grouped-scenes", type=int, default=40_000)
     parser.add_argument("--validation", type=int, default=1000, help="scenes of the validation split")
+    parser.add_argument("--every", type=int, default=500, help="steps from one checkpoint to the next")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

@@ -146,7 +146,20 @@ def test_any_text_becomes_tokens(facts: list[Facts]) -> None:
 
 
 def test_clip_training_goes_on_from_its_checkpoint_and_loads_in_open_clip(tmp_path: Path) -> None:
-    common = ["--batch", "8", "--scenes", "24", "--validation", "12", "--threads", "1", "--work", str(tmp_path)]
+    common = [
+        "--batch",
+        "8",
+        "--scenes",
+        "24",
+        "--validation",
+        "12",
+        "--crowds",
+        "12",
+        "--threads",
+        "1",
+        "--work",
+        str(tmp_path),
+    ]
     train_clip.main([*common, "--steps", "2", "--out", str(tmp_path / "clip")])
     before = load_file(tmp_path / "clip" / "open_clip_model.safetensors")
     train_clip.main([*common, "--steps", "3", "--resume", "--out", str(tmp_path / "clip")])
