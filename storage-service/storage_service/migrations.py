@@ -13,7 +13,8 @@ from importlib import resources
 from typing import Literal
 
 import structlog
-from psycopg import AsyncConnection
+from pixelgate_common.errors import Unavailable
+from psycopg import AsyncConnection, OperationalError
 
 log = structlog.get_logger(__name__)
 _LOCK = 0x7069786C67  # one number for all processes of Pixelgate on this database
@@ -62,12 +63,16 @@ async def migrate(
 ) -> list[str]:
     """Apply what is missing of `phases`, each file in its own transaction; return the names of what was applied.
 
-    MigrationError when an applied file was changed since, when the database was migrated by newer code, or when a
+    Unavailable when Postgres does not answer; MigrationError when an applied file was changed since, when the database was migrated by newer code, or when a
     migration of `phases` that this code needs cannot be applied in order.
     """
     known = known_migrations() if migrations is None else list(migrations)
     # Its own connection, without the pool's statement timeout: a migration may take as long as it takes.
-    async with await AsyncConnection.connect(dsn, autocommit=True) as conn:
+    try:
+        connection = await AsyncConnection.connect(dsn, autocommit=True)
+    except OperationalError as error:
+        raise Unavailable(f"Postgres does not answer (DATABASE_URL): {str(error).strip()}") from error
+    async with connection as conn:
         await conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         await conn.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations (number integer PRIMARY KEY, name text NOT NULL,"

@@ -19,6 +19,7 @@ class Upkeep:
     def __init__(self) -> None:
         """Begin with no work."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._closed = asyncio.Event()
 
     def every(self, seconds: float, name: str, work: Callable[[], Awaitable[Any]]) -> None:
         """Run `work` now and again `seconds` after it has ended, in the background; log what it raises."""
@@ -26,6 +27,9 @@ class Upkeep:
 
     async def close(self) -> None:
         """Stop all work."""
+        # Cancelling alone is not enough: before Python 3.12 a cancellation that meets the end of an `asyncio.wait_for`
+        # (psycopg waits by it) is lost.
+        self._closed.set()
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -34,11 +38,13 @@ class Upkeep:
         self._tasks = []
 
     async def _repeat(self, seconds: float, name: str, work: Callable[[], Awaitable[Any]]) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 await work()
             except PixelgateError as error:  # a store is away; it will be back
                 log.warning("upkeep_postponed", work=name, why=error.detail)
             except Exception as error:
                 log.error("upkeep_failed", work=name, exc_info=error)
-            await asyncio.sleep(seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._closed.wait()
