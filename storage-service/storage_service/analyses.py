@@ -64,7 +64,7 @@ _RESULTS: dict[str, type[BaseModel]] = {"caption": _Caption, "objects": _Objects
 
 
 async def lease(db: Database, stage: StageName, wanted: LeaseWanted, policy: RetryPolicy) -> list[Leased]:
-    """Hand out at most `wanted.limit` pictures, the oldest first; each goes to one worker at a time.
+    """Hand out at most `wanted.limit` pictures, those that wait longest first; each goes to one worker at a time.
 
     FingerprintMismatch unless the worker's model is the one that the stage wants.
     """
@@ -78,26 +78,32 @@ async def lease(db: Database, stage: StageName, wanted: LeaseWanted, policy: Ret
             )
         if row.paused:
             return []
+        # In the order of the indexes `analyses_running` and `analyses_pending`, from their beginnings. Left to itself,
+        # with the statistics of a table that is filling up, the planner sorts the whole backlog for each lease:
+        # measured at a million pictures, 130 ms in place of 0.1 ms.
+        await conn.execute(
+            "SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true)"
+        )
         # Workers that went away with their work: a picture that takes its worker down must not do so for ever.
         await conn.execute(
             "UPDATE analyses SET state = 'failed', token = NULL, lease_until = NULL, finished_at = now(),"
             " error = 'No worker that took this picture ever answered.'"
             " WHERE (image_id, stage) IN (SELECT image_id, stage FROM analyses WHERE stage = %s AND state = 'running'"
-            "   AND lease_until < now() AND attempts >= %s ORDER BY image_id FOR UPDATE SKIP LOCKED)",
+            "   AND lease_until < now() AND attempts >= %s ORDER BY lease_until FOR UPDATE SKIP LOCKED)",
             (stage, policy.max_attempts),
         )
         expired = "state = 'running' AND lease_until < now()"
-        leased = await _lease(conn, stage, wanted, wanted.limit, expired)
+        leased = await _lease(conn, stage, wanted, wanted.limit, expired, "lease_until")
         if len(leased) < wanted.limit:
             fresh = "state = 'pending' AND not_before <= now()"
-            leased += await _lease(conn, stage, wanted, wanted.limit - len(leased), fresh)
+            leased += await _lease(conn, stage, wanted, wanted.limit - len(leased), fresh, "not_before, image_id")
         return sorted(leased, key=lambda item: item.image_id)
 
 
-async def _lease(conn: Connection, stage: str, wanted: LeaseWanted, limit: int, which: str) -> list[Leased]:
+async def _lease(conn: Connection, stage: str, wanted: LeaseWanted, limit: int, which: str, order: str) -> list[Leased]:
     rows = await conn.execute(
         "WITH chosen AS MATERIALIZED (SELECT image_id FROM analyses"
-        f" WHERE stage = %(stage)s AND {which} ORDER BY image_id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
+        f" WHERE stage = %(stage)s AND {which} ORDER BY {order} LIMIT %(limit)s FOR UPDATE SKIP LOCKED)"
         " UPDATE analyses a SET state = 'running', token = gen_random_uuid(), attempts = attempts + 1,"
         " lease_until = now() + make_interval(secs => %(lease_s)s), fingerprint = %(fingerprint)s"
         " FROM chosen WHERE a.image_id = chosen.image_id AND a.stage = %(stage)s"

@@ -63,8 +63,8 @@ async def migrate(
 ) -> list[str]:
     """Apply what is missing of `phases`, each file in its own transaction; return the names of what was applied.
 
-    Unavailable when Postgres does not answer; MigrationError when an applied file was changed since, when the database was migrated by newer code, or when a
-    migration of `phases` that this code needs cannot be applied in order.
+    Unavailable when Postgres does not answer; MigrationError when an applied file was changed since, or when the
+    database was migrated by newer code.
     """
     known = known_migrations() if migrations is None else list(migrations)
     # Its own connection, without the pool's statement timeout: a migration may take as long as it takes.

@@ -29,9 +29,9 @@ async def fetch_stats(db: Database) -> Stats:
         times = {stage: Times(mean=mean, p50=p50, p95=p95) for stage, mean, p50, p95 in await rows.fetchall()}
         whole = await (
             await conn.execute(
-                f"SELECT {_TIMES} FROM (SELECT sum(a.took_ms) AS t"
-                "   FROM (SELECT id FROM images ORDER BY id DESC LIMIT %s) AS i JOIN analyses a ON a.image_id = i.id"
-                "   GROUP BY i.id HAVING bool_and(a.state IN ('done', 'failed'))) AS pictures".encode(),
+                f"SELECT {_TIMES} FROM (SELECT id FROM images ORDER BY id DESC LIMIT %s) AS i CROSS JOIN LATERAL"
+                "   (SELECT sum(a.took_ms) AS t FROM analyses a WHERE a.image_id = i.id"
+                "    HAVING bool_and(a.state IN ('done', 'failed'))) AS pictures".encode(),
                 (RECENT,),
             )
         ).fetchone()

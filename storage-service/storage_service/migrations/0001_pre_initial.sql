@@ -101,9 +101,9 @@ CREATE TABLE analyses (
     PRIMARY KEY (image_id, stage),
     CHECK ((state = 'running') = (token IS NOT NULL AND lease_until IS NOT NULL))
 );
--- A lease takes the first rows in this order; rows still waiting out their `not_before` are stepped over. With
--- `not_before` in front, every lease would have to sort the whole backlog by image.
-CREATE INDEX analyses_pending ON analyses (stage, image_id) INCLUDE (not_before) WHERE state = 'pending';
+-- A lease takes rows in this order: those of new pictures in the order of arrival, those that wait for another attempt
+-- when their time has come.
+CREATE INDEX analyses_pending ON analyses (stage, not_before, image_id) WHERE state = 'pending';
 CREATE INDEX analyses_running ON analyses (stage, lease_until) WHERE state = 'running';
 CREATE INDEX analyses_failed ON analyses (stage, finished_at) WHERE state = 'failed';
 CREATE INDEX analyses_done ON analyses (stage, finished_at) WHERE state = 'done';
