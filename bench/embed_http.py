@@ -77,7 +77,7 @@ import numpy as np
 from embed_service.runners import OpenVinoRunner
 
 graph, precision, batch, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-run = OpenVinoRunner(Path(graph), precision, threads)
+run = OpenVinoRunner(Path(graph), precision, threads, side_by_side=False)
 pixels = list(np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8))
 run(pixels)
 print("ready", flush=True)

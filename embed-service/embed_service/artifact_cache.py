@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -31,14 +32,22 @@ def get_artifact(source: ModelSource, cache_dir: Path, *, half: bool) -> Artifac
     Raises `ModelProblem` when the model cannot be converted.
     """
     order = order_for(source, cache_dir, half=half)
+    make_missing([order])
     artifact = Artifact.load(order.target)
-    if artifact is None:
-        log.info("converting", model=source.name, slot=source.slot, folder=str(order.target))
-        _convert_in_child(order)
-        artifact = Artifact.load(order.target)
     if artifact is None:
         raise ModelProblem(f"{source.name}: the converted model cannot be kept in {order.target}.")
     return artifact
+
+
+def make_missing(orders: Sequence[Order]) -> None:
+    """Convert what is not in the cache, all in one child: importing the libraries is most of the work.
+
+    Raises `ModelProblem` when one cannot be converted.
+    """
+    missing = [order for order in orders if Artifact.load(order.target) is None]
+    if missing:
+        log.info("converting", models=[f"{order.source.slot}: {order.source.name}" for order in missing])
+        _convert_in_child(missing)
 
 
 def order_for(source: ModelSource, cache_dir: Path, *, half: bool) -> Order:
@@ -64,19 +73,20 @@ def _cache_key(source: ModelSource, weights_sha256: str, half: bool) -> str:
     )
 
 
-def _convert_in_child(order: Order) -> None:
+def _convert_in_child(orders: Sequence[Order]) -> None:
+    names = ", ".join(order.source.name for order in orders)
     try:
         child = subprocess.run(
             [sys.executable, "-m", "embed_service.conversion"],
-            input=order.to_json(),
+            input="\n".join(order.to_json() for order in orders),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelProblem(f"{order.source.name}: the conversion took longer than {_TIMEOUT_S} s.") from error
+        raise ModelProblem(f"{names}: the conversion took longer than {_TIMEOUT_S} s.") from error
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or [f"the conversion ended with status {child.returncode}"]
-        log.error("conversion_failed", model=order.source.name, stderr=lines[-20:])
+        log.error("conversion_failed", models=names, stderr=lines[-20:])
         raise ModelProblem(lines[-1])

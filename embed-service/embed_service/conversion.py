@@ -1,4 +1,4 @@
-"""Makes an artifact from a model's files: `python -m embed_service.conversion < ORDER`.
+"""Makes artifacts from models' files: `python -m embed_service.conversion < ORDERS`, one order in each line.
 
 Loads the model by the libraries' own loaders, computes the golden vectors in fp32 with the libraries' own
 preprocessing, compares that preprocessing with ours, and writes graphs and facts. The service then needs neither
@@ -95,11 +95,12 @@ def _vector(vectors: Tensor) -> FloatVector:
 
 
 def main() -> None:
-    """Make the artifact that standard input orders, and put it in its place."""
-    order = Order.from_json(sys.stdin.read())
+    """Make the artifacts that standard input orders, and put each in its place."""
     try:
-        with order.draft() as folder:
-            convert(order, folder)
+        for line in sys.stdin:
+            order = Order.from_json(line)
+            with order.draft() as folder:
+                convert(order, folder)
     except ModelProblem as error:
         sys.exit(error.detail)  # the last line on standard error, which the parent passes on
 

@@ -6,8 +6,11 @@ it is computed once in fp32, by the library's own code and preprocessing, and re
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -60,20 +63,22 @@ def expected_vectors(source: ModelSource, artifact: Artifact, lock: Path) -> dic
     known = json.loads(files("embed_service").joinpath("data/golden.json").read_text())
     if artifact.fingerprint in known:
         return dict(known[artifact.fingerprint])
-    entries = _read(lock)
     # A starter model changes with the repository, so its name alone promises nothing.
     key = f"{source.slot}:{source.name}" + (f":{artifact.fingerprint}" if source.name == "starter" else "")
-    entry = entries.get(key)
-    if entry is None:
-        entry = {
-            "fingerprint": artifact.fingerprint,
-            "weights_sha256": artifact.weights_sha256,
-            "image": artifact.image_vector,
-        }
-        if artifact.text_vector is not None:
-            entry["text"] = artifact.text_vector
-        _write(lock, {**entries, key: entry})
-    elif entry["fingerprint"] != artifact.fingerprint:
+    with _alone(lock):
+        entries = _read(lock)
+        if key not in entries:
+            entry = {
+                "fingerprint": artifact.fingerprint,
+                "weights_sha256": artifact.weights_sha256,
+                "image": artifact.image_vector,
+            }
+            if artifact.text_vector is not None:
+                entry["text"] = artifact.text_vector
+            entries[key] = entry
+            _write(lock, entries)
+    entry = entries[key]
+    if entry["fingerprint"] != artifact.fingerprint:
         what = "weights" if entry["weights_sha256"] != artifact.weights_sha256 else "configuration or preprocessing"
         raise ModelChanged(
             f"{source.name} has other {what} than when it was first loaded. "
@@ -94,6 +99,21 @@ def check(name: str, kind: str, vector: npt.NDArray[np.float32], expected: str) 
             f"{name} gives another vector for the known {kind} than recorded (cosine {cosine:.4f}, length "
             f"{length:.3f}): its weights, its preprocessing or this machine's arithmetic are not what they were."
         )
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Keep other threads and services from writing `lock` meanwhile."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(lock.parent, os.O_RDONLY)
+    except OSError as error:
+        raise ModelProblem(f"The folder of {lock} cannot be used: {error}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _read(lock: Path) -> dict[str, dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pixelgate_common.contracts.embed import EmbedModel
 from pixelgate_common.images import DecodeLimits
 
 from embed_service import golden, pixels, tokens
-from embed_service.artifact_cache import get_artifact
+from embed_service.artifact_cache import get_artifact, make_missing, order_for
 from embed_service.artifacts import Artifact
 from embed_service.catalogue import ModelSource, wanted
 from embed_service.errors import WrongAnswer
@@ -71,23 +70,18 @@ def load_all(settings: Settings) -> dict[str, list[Model]]:
     who starts this.
     """
     sources = wanted(settings)
-    # Side by side: on a first start each converts in a child of its own, most of which is importing.
-    with ThreadPoolExecutor(2) as pool:
-        loading = {
-            slot: [pool.submit(load_model, source, settings) for source in some] for slot, some in sources.items()
-        }
-        return {slot: [one.result() for one in some] for slot, some in loading.items()}
+    half = _first_choice(settings) != "fp32"
+    make_missing([order_for(source, settings.cache_dir, half=half) for some in sources.values() for source in some])
+    return {slot: [load_model(source, settings) for source in some] for slot, some in sources.items()}
 
 
 def load_model(source: ModelSource, settings: Settings) -> Model:
     """Load one model and check its golden vectors; see `load_all`."""
-    if settings.precision != "auto":
-        return _load_checked(source, settings, settings.precision)
-    precision: Precision = "bf16" if _has_bf16(settings) else "fp32"
+    precision = _first_choice(settings)
     try:
         return _load_checked(source, settings, precision)
     except WrongAnswer as error:
-        if precision == "fp32":
+        if precision == "fp32" or settings.precision != "auto":
             raise
         # Some models are not made for bf16. Their vectors in fp32 are right, at half the speed; if they are not, the
         # fault lies elsewhere and the start ends here.
@@ -95,8 +89,10 @@ def load_model(source: ModelSource, settings: Settings) -> Model:
         return _load_checked(source, settings, "fp32")
 
 
-def _has_bf16(settings: Settings) -> bool:
-    return _uses_cuda(settings) or cpu_has_bf16()
+def _first_choice(settings: Settings) -> Precision:
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16" if _uses_cuda(settings) or cpu_has_bf16() else "fp32"
 
 
 def _uses_cuda(settings: Settings) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_what_others_wrote_into_the_lock_stays(tmp_path: Path, artifact: Artifac
     content = json.loads(lock.read_text())
     assert content["files"] == {"a": 1}
     assert set(content["embed"]) == {"clip:some/model", "clip:another/model"}
+
+
+def test_models_that_load_side_by_side_are_all_recorded(tmp_path: Path, artifact: Artifact) -> None:
+    lock = tmp_path / "models.lock"
+    names = [f"model/{number}" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: golden.expected_vectors(source(name), artifact, lock), names))
+    assert set(json.loads(lock.read_text())["embed"]) == {f"clip:{name}" for name in names}
 
 
 def test_a_starter_model_may_change_with_the_repository(tmp_path: Path, artifact: Artifact) -> None:
