@@ -2,6 +2,9 @@
 
 A comparison with a field that a picture lacks is NULL, which counts as false where a condition is decided; only `not`
 has to say so itself, and everything else stays a plain comparison that an index can answer.
+
+Statements with a filter in them are executed with `prepare=False`: a plan that is kept for any values cannot use an
+index for LIKE, nor know how few pictures have a tag (measured: 52 ms in place of 2 at 100,000 pictures).
 """
 
 from __future__ import annotations

@@ -98,12 +98,12 @@ class Lister:
         query = sql.SQL("SELECT {}, i.id FROM images i WHERE {} ORDER BY {} LIMIT {}").format(
             key, sql.SQL(" AND ").join(conditions), order, parameters.add(limit)
         )
-        return [(row[0], row[1]) for row in await (await conn.execute(query, parameters)).fetchall()]
+        return [(row[0], row[1]) for row in await (await conn.execute(query, parameters, prepare=False)).fetchall()]
 
     async def _total(self, conn: Connection, wanted: ListImages) -> int:
         parameters = Parameters()
         query = sql.SQL("SELECT count(*) FROM images i WHERE {}").format(filter_sql(wanted.filter, parameters))
-        row = await (await conn.execute(query, parameters)).fetchone()
+        row = await (await conn.execute(query, parameters, prepare=False)).fetchone()
         return 0 if row is None else int(row[0])
 
     async def _facet(self, conn: Connection, wanted: ListImages, facet: Facet) -> list[FacetCount]:
@@ -112,7 +112,7 @@ class Lister:
         query = sql.SQL(
             "SELECT value, count(*) {} WHERE value IS NOT NULL GROUP BY value ORDER BY count(*) DESC, value LIMIT {}"
         ).format(source, parameters.add(self._limits.facet_values))
-        rows = await (await conn.execute(query, parameters)).fetchall()
+        rows = await (await conn.execute(query, parameters, prepare=False)).fetchall()
         return [FacetCount(value=value, count=count) for value, count in rows]
 
 

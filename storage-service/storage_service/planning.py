@@ -40,7 +40,7 @@ async def make_plan(conn: Connection, tree: Filter | None, exclude: Collection[i
     query = sql.SQL("SELECT i.id FROM images i WHERE {} LIMIT {}").format(
         filter_sql(tree, parameters), parameters.add(max_ids + 1)
     )
-    found = [row[0] for row in await (await conn.execute(query, parameters)).fetchall()]
+    found = [row[0] for row in await (await conn.execute(query, parameters, prepare=False)).fetchall()]
     if len(found) <= max_ids:
         return Plan(conditions.ids(set(found) - set(exclude)), True)
     return Plan(conditions.both(translation.condition, without), False)

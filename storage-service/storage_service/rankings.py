@@ -101,7 +101,7 @@ class Rankings:
             parameters.add(self._seq),
             self._where(parameters),
         )
-        return {row[0] for row in await (await self._conn.execute(query, parameters)).fetchall()}
+        return {row[0] for row in await (await self._conn.execute(query, parameters, prepare=False)).fetchall()}
 
     def _where(self, parameters: Parameters) -> sql.Composable:
         """Return the filter with the pictures that are left out, on the row `i` of `images`."""
@@ -130,7 +130,9 @@ class Rankings:
         query = sql.SQL("SELECT i.id, i.seq FROM images i WHERE i.seq < {} AND {} ORDER BY i.seq DESC LIMIT {}").format(
             parameters.add(before), self._where(parameters), parameters.add(needed)
         )
-        return [(row[0], row[1]) for row in await (await self._conn.execute(query, parameters)).fetchall()]
+        return [
+            (row[0], row[1]) for row in await (await self._conn.execute(query, parameters, prepare=False)).fetchall()
+        ]
 
     async def parts(self, directions: Sequence[Direction], image_ids: Sequence[int]) -> dict[int, ScoreParts]:
         """Return what is known of each picture by each ranking, also where a ranking had not come down to it.

@@ -107,4 +107,4 @@ async def rank_by_words(
         most=parameters.add(max_ranked),
         limit=parameters.add(limit),
     )
-    return [(row[0], row[1]) for row in await (await conn.execute(statement, parameters)).fetchall()]
+    return [(row[0], row[1]) for row in await (await conn.execute(statement, parameters, prepare=False)).fetchall()]

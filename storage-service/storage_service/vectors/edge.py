@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 CHUNK_POINTS = 8
 """Points written at once: about 1 ms, the longest that a search ever waits for a writer."""
+SEARCHED_LATELY_S = 0.2
+PAUSE_S = 0.003
+"""While people search, a writer rests this long after each chunk: making points of payloads holds Python's lock."""
 FLUSH_POINTS = 20_000
 """Points after which the write-ahead log is folded in; as many are replayed after a kill, in about 0.7 s."""
 LARGE_POINTS = 300_000
@@ -107,7 +110,7 @@ class EdgeVectorIndex:
         exact: bool = False,
     ) -> list[tuple[int, float]]:
         """See `VectorIndex.search`."""
-        return await self._shard(generation_id).run(_search, vector, limit, condition, exact)
+        return await self._shard(generation_id).search(vector, limit, condition, exact)
 
     async def count(self, generation_id: int) -> int:
         """See `VectorIndex.count`."""
@@ -158,6 +161,7 @@ class _Shard:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix=f"{path.name}-flush")
         self._shard: Any = None
         self._unflushed = 0
+        self._searched_at = -SEARCHED_LATELY_S
         self._flushing: asyncio.Task[None] | None = None
 
     async def open(self, dim: int) -> None:
@@ -166,8 +170,14 @@ class _Shard:
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         return await self._in(self._thread, call, self._shard, *args)
 
+    async def search(self, *args: Any) -> list[tuple[int, float]]:
+        self._searched_at = time.monotonic()
+        return await self.run(_search, *args)
+
     async def write(self, call: Callable[..., int], *args: Any) -> None:
         self._unflushed += await self.run(call, *args)
+        if time.monotonic() - self._searched_at < SEARCHED_LATELY_S:
+            await asyncio.sleep(PAUSE_S)
         if self._unflushed >= FLUSH_POINTS and self._flushing is None:
             self._unflushed = 0
             self._flushing = asyncio.create_task(self._flush())
