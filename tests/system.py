@@ -46,6 +46,8 @@ class System:
             "PIXELGATE_PORT": str(self.port),
             "PIXELGATE_MODELS": "starter",
             "PIXELGATE_PIPELINE_LEASE_S": "10",
+            # Converted models are kept by fingerprint outside the clone: only the first start of all has to make them.
+            "PIXELGATE_EMBED_CACHE_DIR": str(Path.home() / ".cache" / "pixelgate" / "converted-models"),
             **(env or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None

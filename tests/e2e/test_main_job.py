@@ -64,7 +64,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
         scene = draw_scene("test", place)
         facts.append(scene.facts)
         files[f"scene-{place:04}.jpg"] = scene.jpeg()
-    with running(tmp_path_factory.mktemp("main") / "data") as system, system.client() as client:
+    folder = tmp_path_factory.mktemp("main")
+    # As on a machine that never ran it: nothing has been converted before.
+    env = {"PIXELGATE_EMBED_CACHE_DIR": str(folder / "converted")}
+    with running(folder / "data", env) as system, system.client() as client:
         ids: dict[str, int] = {}
         seen: list[dict[str, Any]] = []
         found_early, done = threading.Event(), threading.Event()
