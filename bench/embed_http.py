@@ -249,6 +249,12 @@ def peak_mb(pid: int) -> int:
     return 0
 
 
+def cpu_ms(pid: int) -> float:
+    """Return the processor time that a process has used, in milliseconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def quantile(values: list[float], share: float) -> float:
     """Return the value below which `share` of `values` lie."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
@@ -306,20 +312,31 @@ def run(rounds: int, seconds: float, work: Path) -> dict[str, Any]:
         cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(mine, theirs, strict=True)]
 
         rows: dict[int, dict[str, list[float]]] = {
-            c: {"ours": [], "plain": [], "ratio": [], "ours_p50_ms": [], "plain_p50_ms": []} for c in CONCURRENCY
+            concurrency: {
+                name: []
+                for name in (
+                    *("ours", "ours_p50_ms", "ours_cpu_ms"),
+                    *("plain", "plain_p50_ms", "plain_cpu_ms"),
+                    "ratio",
+                )
+            }
+            for concurrency in CONCURRENCY
         }
         bare_rates: list[float] = []
         of_bare: list[float] = []
         for _ in range(rounds):
             for concurrency in CONCURRENCY:
                 row = rows[concurrency]
-                rate, latencies = asyncio.run(load(port, requests, concurrency, seconds))
-                plain_rate, plain_latencies = asyncio.run(load(plain_port, plain_requests, concurrency, seconds))
-                row["ours"].append(rate)
-                row["plain"].append(plain_rate)
-                row["ratio"].append(rate / plain_rate)
-                row["ours_p50_ms"].append(1000 * quantile(latencies, 0.5))
-                row["plain_p50_ms"].append(1000 * quantile(plain_latencies, 0.5))
+                for name, child, where, what in (
+                    ("ours", ours, port, requests),
+                    ("plain", plain, plain_port, plain_requests),
+                ):
+                    used = cpu_ms(child.pid)
+                    rate, latencies = asyncio.run(load(where, what, concurrency, seconds))
+                    row[name].append(rate)
+                    row[f"{name}_p50_ms"].append(1000 * quantile(latencies, 0.5))
+                    row[f"{name}_cpu_ms"].append((cpu_ms(child.pid) - used) / len(latencies))
+                row["ratio"].append(row["ours"][-1] / row["plain"][-1])
                 if concurrency == max(CONCURRENCY):
                     # The bare model before and after its comparison: what else runs here changes within seconds.
                     around = [_bare(bare, seconds / 2)]
@@ -354,14 +371,16 @@ def show(result: dict[str, Any]) -> None:
     about, median = result["about"], statistics.median
     print(f"embed-service by {about['backend']} in {about['precision']} on {about['device']}")
     table.show(
-        ["concurrency", "ours/s", "p50 ms", "plain/s", "p50 ms", "ratio", "range", "aim"],
+        ["concurrency", "ours/s", "p50 ms", "cpu ms", "plain/s", "p50 ms", "cpu ms", "ratio", "range", "aim"],
         [
             [
                 concurrency,
                 median(row["ours"]),
                 median(row["ours_p50_ms"]),
+                median(row["ours_cpu_ms"]),
                 median(row["plain"]),
                 median(row["plain_p50_ms"]),
+                median(row["plain_cpu_ms"]),
                 f"{median(row['ratio']):.2f}",
                 f"{min(row['ratio']):.2f}–{max(row['ratio']):.2f}",
                 AIMS[concurrency],
@@ -380,7 +399,7 @@ def show(result: dict[str, Any]) -> None:
         f"plain {result['plain_start_s']:.1f} s"
     )
     print("peak memory, MB: " + ", ".join(f"{name} {size}" for name, size in result["peak_mb"].items()))
-    print(f"load average at the end: {result['load_average']:.1f}")
+    print(f"load average at the end: {result['load_average']:.1f} (cpu ms: processor time for each picture)")
 
 
 def main() -> None:
