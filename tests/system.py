@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -123,6 +123,14 @@ class System:
     def memory_mb(self) -> dict[str, float]:
         """Return the resident memory of each service's main process, in MiB."""
         return {service: self.process(service).memory_info().rss / 2**20 for service in SERVICES}
+
+    def family_memory_mb(self) -> float:
+        """Return the memory of the launcher's whole family, child processes and Postgres included, in MiB (PSS)."""
+        total = 0
+        for process in self.family():
+            with suppress(psutil.Error):  # ended meanwhile
+                total += process.memory_full_info().pss
+        return total / 2**20
 
     def console(self) -> str:
         """Return the last lines that the launcher printed."""
