@@ -57,11 +57,7 @@ def sniff(data: bytes) -> str | None:
             return "AVIF"
         return "HEIF" if brands & _HEIF_BRANDS else None
     # "BM" alone begins many a text: the size of the second header must be a known one as well.
-    if (
-        data[:2] == b"BM"
-        and len(data) >= 18
-        and int.from_bytes(data[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124)
-    ):
+    if data[:2] == b"BM" and len(data) >= 18 and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
         return "BMP"
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"<svg") or (start.startswith((b"<?xml", b"<!")) and b"<svg" in start):
