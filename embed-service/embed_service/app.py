@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from pixelgate_common.bodies import ByteBudget
 from pixelgate_common.health import health_router
 from pixelgate_common.service import build_app
 from starlette.types import Scope
 
-from embed_service.bodies import ByteBudget
 from embed_service.catalogue import model_set
 from embed_service.embedder import Embedder
 from embed_service.loading import Model, load_all

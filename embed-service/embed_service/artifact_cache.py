@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
+from pixelgate_common.digests import digest_of, file_digest
 
 from embed_service.artifacts import Artifact, Order
 from embed_service.catalogue import ModelSource
-from embed_service.digests import digest_of, file_digest
 from embed_service.errors import ModelProblem
 
 FORMAT = 1  # raise when artifacts of before can no longer be used

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pixelgate_common.digests import write_atomically
 from pixelgate_common.vectors import decode_vector
 
 from embed_service.artifacts import Artifact
 from embed_service.catalogue import ModelSource
-from embed_service.digests import write_atomically
 from embed_service.errors import ModelChanged, ModelProblem, WrongAnswer
 from embed_service.pixels import Preprocess, fit
 

@@ -14,7 +14,6 @@ PREPARE_SECONDS = Histogram(
 FINISH_SECONDS = Histogram(
     "pixelgate_embed_finish_seconds", "Writing the answer's body", ["input"], buckets=(0.0001, 0.0005, *_SECONDS)
 )
-IN_FLIGHT_BYTES = Gauge("pixelgate_embed_in_flight_bytes", "Bytes of request bodies held in memory")
 _PLACES = Gauge("pixelgate_embed_queue_places", "Inputs admitted and not yet answered", ["slot", "input"])
 _WAIT_SECONDS = Histogram(
     "pixelgate_embed_wait_seconds", "From prepared to the start of inference", ["slot", "input"], buckets=_SECONDS

@@ -8,17 +8,18 @@ from time import perf_counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pixelgate_common.contracts.embed import MAX_IMAGES, Embedded, EmbedModel, EmbedModels, EmbedTexts, Priority, Slot
-from pixelgate_common.contracts.embed import Fingerprint as FingerprintName
+from pixelgate_common.bodies import ByteBudget
+from pixelgate_common.contracts.embed import MAX_IMAGES, Embedded, EmbedModel, EmbedModels, EmbedTexts
+from pixelgate_common.contracts.models import Fingerprint as FingerprintName
+from pixelgate_common.contracts.models import Priority, Slot
 from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.errors import InvalidRequest
+from pixelgate_common.multipart_body import read_files
 from pixelgate_common.vectors import encode_vector
 from starlette.responses import Response
 
 from embed_service import measures
-from embed_service.bodies import ByteBudget
 from embed_service.embedder import Embedder, Outcome
-from embed_service.multipart import read_files
 
 _FIELD = "images"
 _MULTIPART = {

@@ -10,12 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pixelgate_common.contracts.models import Fingerprint, Priority, Slot
 from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.vectors import Base64Vector
-
-Priority = Literal["interactive", "bulk"]
-Slot = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-Fingerprint = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/@+-]{1,200}$")]
 
 MAX_TEXTS = 256
 MAX_TEXT_CHARS = 2000

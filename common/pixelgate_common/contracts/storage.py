@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pixelgate_common.contracts.embed import Fingerprint
 from pixelgate_common.contracts.filters import All, Any_, Filter, Leaf, Not, leaves
+from pixelgate_common.contracts.models import Fingerprint
 from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.vectors import Base64Vector
 
@@ -29,8 +29,9 @@ STAGES: tuple[StageName, ...] = ("clip", "resnet", "palette", "objects", "captio
 SPACES: tuple[StageName, ...] = ("clip", "resnet")
 """The stages whose result is a vector."""
 StageState = Literal["pending", "running", "done", "failed", "off"]
-Variant = Literal["original", "small", "medium", "preview"]
+Variant = Literal["original", "small", "medium", "preview", "cutout"]
 VARIANTS: tuple[Variant, ...] = ("original", "small", "medium", "preview")
+"""The files that every stored picture has from its arrival on; a cutout comes later, from its stage, or never."""
 
 Tag = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 Text = Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")]
@@ -154,6 +155,7 @@ class ImageRecord(BaseModel):
     caption_by: Literal["model", "person"] | None = None
     objects: list[ObjectFound] = []
     palette: list[PaletteColor] = []
+    foreground_palette: list[PaletteColor] = Field([], description="Of what alpha or the cutout leaves visible.")
     exif: dict[str, Any] = {}
     phash: str | None = Field(None, description="Perceptual hash, 64 bits as 16 hexadecimal digits.")
     thumbhash: str | None = Field(None, description="ThumbHash, base64.")
@@ -224,6 +226,31 @@ class WordQuery(BaseModel):
     weight: float = Field(1.0, gt=0, le=100)
 
 
+class ColorOfQuery(BaseModel):
+    """One colour of a query in CIELAB (D65), and how much it counts."""
+
+    lab: tuple[float, float, float]
+    weight: float = Field(1.0, gt=0, le=1000, allow_inf_nan=False)
+
+
+class ColorQuery(BaseModel):
+    """Rank pictures by the colours of their palettes.
+
+    A picture's distance is the weighted mean, over the query's colours, of the smallest CIEDE2000 to any of the
+    picture's colours with a share of at least 5 %. `of` says which palette counts.
+    """
+
+    colors: list[ColorOfQuery] = Field(min_length=1, max_length=64)
+    of: Literal["whole", "foreground"] = Field(
+        "whole", description="foreground: that of the cutout or alpha; pictures without one count as a whole."
+    )
+    weight: float = Field(1.0, gt=0, le=100)
+
+
+Tier = Literal["same", "similar"]
+"""`same`: the same picture encoded, resized or slightly cropped anew; `similar`: another picture much like it."""
+
+
 class Search(BaseModel):
     """Rankings to make and to fuse (weighted reciprocal ranks), under one filter (`POST /v1/search`)."""
 
@@ -231,6 +258,8 @@ class Search(BaseModel):
 
     vectors: list[VectorQuery] = Field([], max_length=8)
     words: WordQuery | None = None
+    colors: ColorQuery | None = None
+    collapse: Tier | None = Field(None, description="Show of each group of duplicates of this tier the best hit only.")
     filter: Filter | None = None
     exclude_ids: list[int] = Field([], max_length=1000)
     limit: int = Field(24, ge=1, le=200)
@@ -254,6 +283,7 @@ class Hit(BaseModel):
     score: float
     relevance: float | None = None
     parts: ScoreParts
+    collapsed: list[int] = Field([], description="Duplicates of this picture that were hits too, with `collapse`.")
 
 
 class SearchPage(BaseModel):
@@ -325,7 +355,13 @@ class LeaseBatch(BaseModel):
 
 
 class StageResult(BaseModel):
-    """What a stage found in one picture, or why it failed."""
+    """What a stage found in one picture, or why it failed.
+
+    `vector` is the result of a space. `result` is, for `caption`: {caption}; for `objects`: {width, height, objects},
+    where the boxes are in pixels of a picture of that size and are scaled to the original's when they are kept; for
+    `palette`: {palette, foreground}; for `cutout`: {foreground}, after its file was put (`PUT
+    /v1/stages/cutout/files/{image_id}?token=…`).
+    """
 
     image_id: int
     token: str
@@ -376,6 +412,36 @@ class StageList(BaseModel):
     """The progress of every stage that is on."""
 
     stages: list[StageProgress]
+
+
+DuplicateDecision = Literal["same", "different"]
+
+
+class DuplicateGroup(BaseModel):
+    """Pictures that are duplicates of each other, the first that arrived first."""
+
+    tier: Tier
+    images: list[ImageRecord]
+
+
+class DuplicatePage(BaseModel):
+    """A page of groups (`GET /v1/duplicates?tier=&limit=&cursor=`); `next_cursor` is None on the last one."""
+
+    groups: list[DuplicateGroup]
+    next_cursor: str | None
+    pending: int = Field(description="Pictures that have not been compared with the others yet.")
+
+
+class DecideDuplicates(BaseModel):
+    """What a person says of some pictures, for good (`POST /v1/duplicates/decisions`).
+
+    `different`: no two of them are shown as duplicates again; `same`: all of them are one group of the tier `same`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_ids: list[Annotated[int, Field(ge=1, lt=2**63)]] = Field(min_length=2, max_length=100)
+    decision: DuplicateDecision
 
 
 class PreviewsWanted(BaseModel):

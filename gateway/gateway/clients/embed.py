@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pixelgate_common.contracts.embed import Embedded, EmbedModels, EmbedTexts, Priority
+from pixelgate_common.contracts.embed import Embedded, EmbedModels, EmbedTexts
+from pixelgate_common.contracts.models import Priority
 
 from gateway.clients.inner import InnerClient, Patience
 

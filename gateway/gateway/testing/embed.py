@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
-from pixelgate_common.contracts.embed import Embedded, EmbeddedItem, EmbedModel, EmbedModels, EmbedTexts, Priority
+from pixelgate_common.contracts.embed import Embedded, EmbeddedItem, EmbedModel, EmbedModels, EmbedTexts
+from pixelgate_common.contracts.models import Priority
 from pixelgate_common.errors import (
     FingerprintMismatch,
     InvalidRequest,

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from embed_service.digests import digest_of, file_digest
+from pixelgate_common.digests import digest_of, file_digest
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prometheus_client import Gauge
+
 from pixelgate_common.errors import Overloaded
 
-from embed_service import measures
+HELD_BYTES = Gauge("pixelgate_request_held_bytes", "Bytes of request bodies held in memory")
 
 
 class ByteBudget:
@@ -30,4 +32,4 @@ class ByteBudget:
 
     def _change(self, count: int) -> None:
         self._held += count
-        measures.IN_FLIGHT_BYTES.set(self._held)
+        HELD_BYTES.set(self._held)

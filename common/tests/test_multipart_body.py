@@ -4,8 +4,8 @@ import random
 
 import httpx
 import pytest
-from embed_service.multipart import read_files
 from pixelgate_common.errors import InvalidRequest
+from pixelgate_common.multipart_body import read_files
 
 MARK = "xyz"
 TYPE = f"multipart/form-data; boundary={MARK}"
