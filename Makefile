@@ -11,10 +11,10 @@ UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
 VENV := .venv
 BIN := $(VENV)/bin
 
-PACKAGES := common gateway embed-service storage-service deploy/local
+PACKAGES := common gateway embed-service caption-service detect-service color-service storage-service deploy/local
 DEV_PACKAGES := starter-models
-CODE := common gateway embed-service storage-service deploy starter-models tests bench
-MYPY_PACKAGES := pixelgate_common gateway embed_service storage_service pixelgate_local starter_models
+CODE := common gateway embed-service caption-service detect-service color-service storage-service deploy starter-models tests bench
+MYPY_PACKAGES := pixelgate_common gateway embed_service caption_service detect_service color_service storage_service pixelgate_local starter_models
 PYPROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES) $(DEV_PACKAGES))
 
 # Nothing here may reach for a model hub, write settings home, or send a word anywhere.

@@ -208,7 +208,7 @@ async def test_health_and_metrics(settings: Settings) -> None:
         "infer_seconds",
         "prepare_seconds",
         "finish_seconds",
-        "in_flight_bytes",
+        "held_bytes",
     ):
         assert f"pixelgate_embed_{name}" in metrics
 

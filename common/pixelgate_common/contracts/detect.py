@@ -5,7 +5,7 @@
 - `POST /v1/annotate`: multipart with the file `image` and the field `annotations` (JSON of `Annotations`); answers with
   the picture with its boxes and labels drawn on it, as `image/jpeg`.
 - `POST /v1/cutouts`: multipart files named `images` (1–8), or one picture as the body; query parameters of
-  `CutoutOptions` plus `fingerprint` and `priority`. Answers with frames (`pixelgate_common.frames`), one for each picture,
+  `CutoutOptions` plus `fingerprint` and `priority`. Answers with frames (`pixelgate_common.frames`), one a picture,
   in order: named `png`, the cutout's bytes, or `problem`, a `Problem` as JSON. The headers `X-Pixelgate-Model` and
   `X-Pixelgate-Fingerprint` say what made them.
 - `GET /v1/models` answers with `ServedModels`: slots `objects` and `cutout`, the default of each first.

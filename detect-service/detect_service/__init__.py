@@ -1,0 +1,1 @@
+"""Pixelgate's detect-service."""
