@@ -208,9 +208,9 @@ async def test_health_and_metrics(settings: Settings) -> None:
         "infer_seconds",
         "prepare_seconds",
         "finish_seconds",
-        "held_bytes",
     ):
         assert f"pixelgate_embed_{name}" in metrics
+    assert "pixelgate_request_held_bytes" in metrics
 
 
 async def test_a_token_is_needed_where_one_is_set(settings: Settings) -> None:
