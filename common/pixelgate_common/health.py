@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -28,8 +28,13 @@ class Readiness(BaseModel):
     parts: dict[str, PartState]
 
 
-async def run_checks(checks: Mapping[str, Check], timeout_s: float = 2.0) -> Readiness:
-    """Run all checks side by side, each within `timeout_s`; a check that fails or hangs makes only its part unready."""
+async def run_checks(
+    checks: Mapping[str, Check], timeout_s: float = 2.0, *, optional: Collection[str] = ()
+) -> Readiness:
+    """Run all checks side by side, each within `timeout_s`; a check that fails or hangs makes only its part unready.
+
+    The whole is ready when every part is, except for the parts named in `optional`.
+    """
 
     async def run(check: Check) -> PartState:
         try:
@@ -42,10 +47,10 @@ async def run_checks(checks: Mapping[str, Check], timeout_s: float = 2.0) -> Rea
 
     states = await asyncio.gather(*(run(check) for check in checks.values()))
     parts = dict(zip(checks, states, strict=True))
-    return Readiness(ready=all(state.ready for state in states), parts=parts)
+    return Readiness(ready=all(state.ready for name, state in parts.items() if name not in optional), parts=parts)
 
 
-def health_router(checks: Mapping[str, Check], timeout_s: float = 2.0) -> APIRouter:
+def health_router(checks: Mapping[str, Check], timeout_s: float = 2.0, *, optional: Collection[str] = ()) -> APIRouter:
     """Return the routes `GET /healthz` (always 200) and `GET /readyz` (200 or 503, with every part's state)."""
     router = APIRouter(tags=["operations"])
 
@@ -55,7 +60,7 @@ def health_router(checks: Mapping[str, Check], timeout_s: float = 2.0) -> APIRou
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> JSONResponse:
-        readiness = await run_checks(checks, timeout_s)
+        readiness = await run_checks(checks, timeout_s, optional=optional)
         return JSONResponse(readiness.model_dump(mode="json"), status_code=200 if readiness.ready else 503)
 
     return router

@@ -25,3 +25,10 @@ async def test_one_part_that_fails_makes_only_itself_and_the_whole_unready() -> 
 
 async def test_all_parts_ready_is_ready() -> None:
     assert (await run_checks({"database": fine})).ready is True
+
+
+async def test_an_optional_part_that_fails_is_shown_and_leaves_the_whole_ready() -> None:
+    readiness = await run_checks({"database": fine, "index": broken}, optional={"index"})
+    assert readiness.ready is True
+    assert readiness.parts["index"].model_dump() == {"ready": False, "detail": "nobody listens there"}
+    assert (await run_checks({"database": broken, "index": fine}, optional={"index"})).ready is False
