@@ -70,6 +70,10 @@ test-load: $(VENV)/.dev fonts ## More requests at once than can be served
 bench: $(VENV)/.dev fonts ## Measure against what others would write; prints ratios with medians (about 20 minutes)
 	@$(BIN)/python -m bench
 
+.PHONY: evaluate
+evaluate: $(VENV)/.dev fonts ## Measure on 500 drawn scenes what captions, objects, cutouts and colours are worth (8 minutes)
+	@$(BIN)/python -m tests.evaluation
+
 .PHONY: format
 format: $(VENV)/.dev ## Put the code into the one form
 	@$(BIN)/ruff check --fix-only -q $(CODE)
@@ -107,6 +111,9 @@ $(VENV)/bin/python: | $(UV)
 $(VENV)/.run: $(VENV)/bin/python constraints.txt $(addsuffix /pyproject.toml,$(PACKAGES))
 	@echo "Making the environment (seconds when its packages are cached, a minute or two the first time) …"
 	@$(UV) pip install -q --no-config -p $(BIN)/python -c constraints.txt $(addprefix -e ./,$(PACKAGES))
+	@# ultralytics brings OpenCV with windows, rembg the one without, both into one folder: the one without, which needs no
+	@# libGL, has to be the one that stays.
+	@$(UV) pip install -q --no-config -p $(BIN)/python -c constraints.txt --no-deps --reinstall opencv-python-headless
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.in $(addsuffix /pyproject.toml,$(DEV_PACKAGES))
