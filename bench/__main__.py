@@ -10,6 +10,11 @@ QUESTIONS = {
     "embed_http": "(a) embedding over HTTP against a plain FastAPI + open_clip service",
     "search_latency": "(b) search latency, recall and search during an import",
     "import_rate": "(c) importing 12-megapixel photographs against a Pillow + open_clip loop",
+    "caption_http": "(e) captions over HTTP against generate() one by one",
+    "objects_http": "(f) objects over HTTP against ultralytics' predict() one by one",
+    "cutouts_http": "(g) cutouts over HTTP against rembg one by one",
+    "color_ranking": "(h) ranking 100,000 palettes by CIEDE2000 against scikit-image",
+    "thumbnails": "(i) thumbnails of 12-megapixel photographs against Pillow",
     "gateway_overhead": "(d) what the gateway adds to a direct call",
 }
 
