@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from starter_models.backgrounds import Background
-from starter_models.labels import BACKGROUND_KINDS, BY_NAME
+from starter_models.labels import BACKGROUND_KINDS, BY_NAME, LABEL_INDEX
 
 Box = tuple[int, int, int, int]
 _COUNTS = ("no", "one", "two", "three", "four", "five")
@@ -100,6 +100,22 @@ def describe(facts: Facts, rng: Random, *, background: bool | None = None, place
     return _finish(text, needs, facts, rng, told_background, exact=relation is not None)
 
 
+def canonical(facts: Facts) -> str:
+    """Name every thing of a scene and its background in the one way that the caption slot learns.
+
+    Things are grouped by label and colour and come in the labels' order, each in its usual word; where they are is
+    not told, so that the sentence stays true of the mirrored scene.
+    """
+    groups = Counter((LABEL_INDEX[thing.label], thing.label, thing.colour or "") for thing in facts.things)
+    phrases = []
+    for (_, label, colour), count in sorted(groups.items()):
+        singular, plural = BY_NAME[label].words[0]
+        paint = f"{colour} " if colour else ""
+        phrases.append(f"{_COUNTS[count]} {paint}{plural}" if count > 1 else _with_article(f"{paint}{singular}"))
+    ground = f"{BACKGROUND_KINDS[facts.background.kind][0]} {facts.background.colour} background"
+    return f"{_joined(phrases)} on {_with_article(ground)}"
+
+
 def describe_part(facts: Facts, rng: Random) -> Caption:
     """Name some of a scene's things, or only its background: a query that a user might type."""
     things = list(facts.things)
@@ -156,9 +172,12 @@ def _list(things: Sequence[Thing], rng: Random) -> tuple[str, Counter[str | tupl
             phrases.append(f"one {paint}{singular}")
         else:
             phrases.append(_with_article(f"{paint}{singular}"))
-    if len(phrases) == 1:
-        return phrases[0], needs
-    return f"{', '.join(phrases[:-1])} and {phrases[-1]}", needs
+    return _joined(phrases), needs
+
+
+def _joined(phrases: list[str]) -> str:
+    """Put commas and an "and" between phrases."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def _relation(facts: Facts, things: list[Thing], rng: Random) -> tuple[str, Counter[str | tuple[str, str]]] | None:

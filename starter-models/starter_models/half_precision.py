@@ -76,14 +76,22 @@ class MasterWeights:
                 live.grad = None
         return rate
 
+    def values(self) -> list[Tensor]:
+        """Return the parameters in float32, in the model's order."""
+        return self._masters
+
+    def load_values(self, values: list[Tensor]) -> None:
+        """Take parameters in float32 without the optimiser's memory, and give the model its weights."""
+        with torch.no_grad():
+            for live, master, saved in zip(self._live, self._masters, values, strict=True):
+                master.copy_(saved)
+                live.copy_(saved)
+
     def state(self) -> dict[str, Any]:
         """Return what ``load_state`` needs to go on from here."""
         return {"masters": self._masters, "optimizer": self._optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state, and give the model its weights."""
-        with torch.no_grad():
-            for live, master, saved in zip(self._live, self._masters, state["masters"], strict=True):
-                master.copy_(saved)
-                live.copy_(saved)
+        self.load_values(state["masters"])
         self._optimizer.load_state_dict(state["optimizer"])
