@@ -15,14 +15,26 @@ from typing import Any, Self
 
 import httpx
 import psutil
+from pixelgate_common.middleware import SERVICE_TOKEN_HEADER
 
-SERVICES = {
+CORE = {
     "gateway": "gateway.main",
     "pipeline": "gateway.pipeline",
     "embed": "embed_service.main",
     "storage": "storage_service.main",
 }
-"""The processes that `make run` starts, by the module that each runs; `postgres` is found by its program."""
+"""The processes without which nothing is stored or found, by the module that each runs."""
+ADDING = {
+    "caption": "caption_service.main",
+    "detect": "detect_service.main",
+    "color": "color_service.main",
+}
+"""The processes that add to what is known of stored pictures."""
+SERVICES = {**CORE, **ADDING}
+"""All processes that `make run` starts; `postgres` is found by its program."""
+ALL_STAGES = "clip,resnet,palette,objects,caption,cutout"
+EVERYTHING = {"PIXELGATE_STORAGE_STAGES": ALL_STAGES}
+"""The environment of a system that analyses pictures in every way, cutouts included."""
 
 
 def free_port() -> int:
@@ -64,6 +76,19 @@ class System:
             )
         self.wait_ready(timeout_s)
         return self
+
+    def wait_all_ready(self, timeout_s: float = 120) -> Self:
+        """Wait until `/readyz` calls every part ready, also those that only add to what is known of pictures."""
+        deadline = time.monotonic() + timeout_s
+        unready: dict[str, Any] = {"everything": None}
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                parts = httpx.get(f"{self.url}/readyz", timeout=5).json()["parts"]
+                unready = {name: part["detail"] for name, part in parts.items() if not part["ready"]}
+                if not unready:
+                    return self
+            time.sleep(0.1)
+        raise RuntimeError(f"not ready within {timeout_s:g} s: {unready}\n{self.console()}")
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until `/readyz` says yes; RuntimeError with the launcher's own words when it does not come to that."""
@@ -135,6 +160,15 @@ class System:
     def console(self) -> str:
         """Return the last lines that the launcher printed."""
         return self.output.read_text(errors="replace")[-4000:] if self.output.exists() else ""
+
+    def inner(self, service: str) -> tuple[str, dict[str, str]]:
+        """Return the inner address of a service, and the headers that it wants to see.
+
+        The launcher makes a token for each start; who may read the process's environment may read it there.
+        """
+        variables = self.process(service).environ()
+        port = variables[f"PIXELGATE_{service.upper()}_PORT"]
+        return f"http://127.0.0.1:{port}", {SERVICE_TOKEN_HEADER: variables["PIXELGATE_SERVICE_TOKEN"]}
 
     def client(self, timeout_s: float = 120) -> httpx.Client:
         """Return an HTTP client for the public API."""

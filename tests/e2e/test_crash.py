@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from starter_models.scenes import draw_scene
 
-from tests.system import SERVICES, System, running, wait_analysed
+from tests.system import CORE, System, running, wait_analysed
 
 PICTURES = 300
 
@@ -48,7 +48,7 @@ def upload_until_answered(system: System, name: str, data: bytes, deadline: floa
     raise AssertionError(f"{name} got no 2xx answer in time:\n{system.console()}")
 
 
-@pytest.mark.parametrize(("number", "victim"), list(enumerate([*SERVICES, "postgres"])), ids=[*SERVICES, "postgres"])
+@pytest.mark.parametrize(("number", "victim"), list(enumerate([*CORE, "postgres"])), ids=[*CORE, "postgres"])
 def test_killing_any_process_during_an_upload_loses_and_doubles_nothing(
     system: System, number: int, victim: str
 ) -> None:
@@ -111,5 +111,5 @@ def test_killing_any_process_during_an_upload_loses_and_doubles_nothing(
 
 def test_what_was_killed_is_said_in_one_line_each(system: System) -> None:
     console = system.console().lower()
-    for victim in (*SERVICES, "postgres"):
+    for victim in (*CORE, "postgres"):
         assert victim in console, f"nothing was said about {victim}:\n{console}"

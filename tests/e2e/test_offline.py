@@ -1,4 +1,4 @@
-"""Nothing outside the machine is needed, at start or later: the whole job in a network that has only loopback."""
+"""Nothing outside the machine is needed, at start or later: every service and stage in a network that has only loopback."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ assert [name for _, name in socket.if_nameindex()] == ["lo"] or all(
 )
 
 from starter_models.scenes import draw_scene
-from tests.system import running, upload, wait_analysed
+from tests.system import EVERYTHING, running, upload, wait_analysed
 
-with running(Path(sys.argv[1]) / "data") as system, system.client() as client:
-    upload(client, [(f"{place}.jpg", draw_scene("test", place).jpeg()) for place in range(10)])
-    wait_analysed(client)
+with running(Path(sys.argv[1]) / "data", EVERYTHING) as system, system.client() as client:
+    system.wait_all_ready()
+    outcomes = upload(client, [(f"{place}.jpg", draw_scene("test", place).jpeg()) for place in range(10)])
+    for stage in wait_analysed(client).values():
+        assert (stage["done"], stage["failed"]) == (10, 0), stage
     hits = client.get("/v1/search", params={"q": "a dog"}).raise_for_status().json()["hits"]
     assert len(hits) == 10, hits
+    hits = client.post("/v1/search", json={"terms": [{"color": "#ff0000"}]}).raise_for_status().json()["hits"]
+    assert len(hits) == 10, hits
+    for outcome in outcomes:
+        record = client.get(f"/v1/images/{outcome['image']['id']}").raise_for_status().json()
+        assert record["caption"] and record["palette"], record
+        client.get(record["links"]["cutout"]).raise_for_status()
+    for what in ("caption", "objects", "cutout", "palette"):
+        client.post(f"/v1/{what}", json={"image_id": record["id"]}).raise_for_status()
 print("found without a network")
 """
 
