@@ -12,12 +12,15 @@ from pixelgate_common import __version__
 from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.errors import install_error_handlers
 from pixelgate_common.fetch import GuardedFetcher
-from pixelgate_common.health import health_router
+from pixelgate_common.health import Check, health_router
 from pixelgate_common.images import DecodeLimits
 from pixelgate_common.metrics import metrics_router
 from pixelgate_common.middleware import BodyCap, RequestContext
 
 from gateway.auth import Authenticator, KeyCheck, OpenAuthenticator
+from gateway.clients.caption import CaptionClient
+from gateway.clients.color import ColorClient
+from gateway.clients.detect import DetectClient
 from gateway.clients.embed import EmbedClient
 from gateway.clients.inner import open_http
 from gateway.clients.storage import StorageClient
@@ -40,6 +43,9 @@ def create_app(
     *,
     storage_http: httpx.AsyncClient | None = None,
     embed_http: httpx.AsyncClient | None = None,
+    caption_http: httpx.AsyncClient | None = None,
+    detect_http: httpx.AsyncClient | None = None,
+    color_http: httpx.AsyncClient | None = None,
     fetcher: GuardedFetcher | None = None,
     authenticator: Authenticator | None = None,
 ) -> FastAPI:
@@ -48,23 +54,26 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            to_storage = storage_http
-            if to_storage is None:
-                to_storage = await stack.enter_async_context(
-                    open_http(
-                        settings.storage_url, settings, read_timeout_s=settings.storage_timeout_s, connections=160
-                    )
-                )
-            to_embed = embed_http
-            if to_embed is None:
-                to_embed = await stack.enter_async_context(
-                    open_http(settings.embed_url, settings, read_timeout_s=settings.embed_timeout_s, connections=64)
-                )
+
+            async def way(given: httpx.AsyncClient | None, url: object, timeout_s: float, connections: int) -> Any:
+                if given is not None:
+                    return given
+                http = open_http(url, settings, read_timeout_s=timeout_s, connections=connections)
+                return await stack.enter_async_context(http)
+
+            to_storage = await way(storage_http, settings.storage_url, settings.storage_timeout_s, 160)
+            to_embed = await way(embed_http, settings.embed_url, settings.embed_timeout_s, 64)
+            to_caption = await way(caption_http, settings.caption_url, settings.analyse_timeout_s, 32)
+            to_detect = await way(detect_http, settings.detect_url, settings.analyse_timeout_s, 32)
+            to_color = await way(color_http, settings.color_url, settings.analyse_timeout_s, 32)
             fetching = fetcher
             if fetching is None:
                 fetching = await stack.enter_async_context(GuardedFetcher(settings.fetch_limits))
             storage = StorageClient(to_storage, token=settings.service_token, retry_s=settings.retry_s)
             embed = EmbedClient(to_embed, token=settings.service_token, retry_s=settings.retry_s)
+            caption = CaptionClient(to_caption, token=settings.service_token, retry_s=settings.retry_s)
+            detect = DetectClient(to_detect, token=settings.service_token, retry_s=settings.retry_s)
+            color = ColorClient(to_color, token=settings.service_token, retry_s=settings.retry_s)
             models = ModelDirectory(embed, settings.models_ttl_s)
             limits = DecodeLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels)
             cropper = Cropper(limits)
@@ -75,6 +84,9 @@ def create_app(
                 settings=settings,
                 storage=storage,
                 embed=embed,
+                caption=caption,
+                detect=detect,
+                color=color,
                 models=models,
                 uploads=Uploads(settings, storage, fetching),
                 searcher=Searcher(settings, storage, embed, models, fetching),
@@ -98,7 +110,10 @@ def create_app(
     )
     for module in (images, search, embeddings, stages, events, stats, docs):
         app.include_router(module.router)
-    app.include_router(health_router({"storage": lambda: _storage(app), "embed": lambda: _embed(app)}))
+    checks: dict[str, Check] = {"storage": lambda: _storage(app), "embed": lambda: _embed(app)}
+    # Without these, pictures are still stored and found; only their own routes answer 503.
+    adding = {name: _compute_check(app, name) for name in ("caption", "detect", "color")}
+    app.include_router(health_router(checks | adding, optional=adding))
     app.include_router(metrics_router())
     install_error_handlers(app)
     # Added last runs first: id, then key, then a turn, then the body's size, and only then is a body read.
@@ -126,3 +141,13 @@ async def _embed(app: FastAPI) -> Any:
     await parts.embed.ready()
     known = await parts.embed.models()
     return {"set": known.set, "models": {model.slot: model.fingerprint for model in known.models}}
+
+
+def _compute_check(app: FastAPI, name: str) -> Check:
+    async def check() -> Any:
+        client = getattr(app.state.parts, name)
+        await client.ready()
+        known = await client.models()
+        return {"set": known.set, "models": {model.slot: model.fingerprint for model in reversed(known.models)}}
+
+    return check

@@ -7,6 +7,9 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from gateway.clients.caption import CaptionClient
+from gateway.clients.color import ColorClient
+from gateway.clients.detect import DetectClient
 from gateway.clients.embed import EmbedClient
 from gateway.clients.storage import StorageClient
 from gateway.embeddings import Embedder
@@ -25,6 +28,9 @@ class GatewayParts:
     settings: GatewaySettings
     storage: StorageClient
     embed: EmbedClient
+    caption: CaptionClient
+    detect: DetectClient
+    color: ColorClient
     models: ModelDirectory
     uploads: Uploads
     searcher: Searcher

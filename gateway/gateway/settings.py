@@ -23,6 +23,9 @@ class InnerUrls(ServiceSettings):
 
     storage_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8106"), validation_alias="PIXELGATE_STORAGE_URL")
     embed_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8101"), validation_alias="PIXELGATE_EMBED_URL")
+    caption_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8102"), validation_alias="PIXELGATE_CAPTION_URL")
+    detect_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8103"), validation_alias="PIXELGATE_DETECT_URL")
+    color_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8104"), validation_alias="PIXELGATE_COLOR_URL")
     connect_timeout_s: Seconds = Field(2.0, validation_alias="PIXELGATE_CONNECT_TIMEOUT_S")
     pool_timeout_s: Seconds = Field(5.0, validation_alias="PIXELGATE_POOL_TIMEOUT_S")
 
@@ -47,11 +50,17 @@ class GatewaySettings(InnerUrls, PictureLimits):
     uploads_waiting: Count = 128
     interactive_running: Count = 16
     interactive_waiting: Count = 128
+    analyses_running: Count = 8
+    analyses_waiting: Count = 64
     reads_running: Count = 64
     reads_waiting: Count = 256
     admission_timeout_s: Seconds = Field(20.0, description="The longest wait for a turn; after it the answer is 503.")
     forward_concurrency: int = Field(8, ge=1, le=256, description="Pictures on their way to storage at one time.")
     forward_per_request: int = Field(4, ge=1, le=64, description="The same, of one request.")
+
+    held_mb: int = Field(
+        512, ge=8, le=65_536, description="Pictures in memory at one time, for analyses, blends and collages."
+    )
 
     fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Private networks (CIDR, separated by commas) that users' URLs may lead to."
@@ -64,10 +73,18 @@ class GatewaySettings(InnerUrls, PictureLimits):
     storage_timeout_s: Seconds = 30.0
     upload_timeout_s: Seconds = 120.0
     embed_timeout_s: Seconds = 30.0
+    analyse_timeout_s: Seconds = Field(60.0, description="Captions, objects, cutouts, colours: a model may load first.")
 
     models_ttl_s: Seconds = Field(5.0, description="For how long embed-service's list of models is taken as current.")
     words_weight: float = Field(
         0.5, ge=0, le=100, description="The ranking by words against the ranking by vectors (1.0) when they are fused."
+    )
+
+    colors_weight: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="The ranking by colours against that by vectors (1.0) when they are fused.",
     )
 
     events_subscribers: int = Field(64, ge=1, le=10_000)

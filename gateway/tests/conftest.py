@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,21 +16,10 @@ from fastapi import FastAPI
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from gateway.testing.embed import FakeEmbed
-from gateway.testing.line import Line, http_over
+from gateway.testing.inner import Inner
 from gateway.testing.storage import FakeStorage
 from PIL import Image
 from pixelgate_common.fetch import GuardedFetcher
-
-
-@dataclass
-class Inner:
-    """The stand-ins and the ways to them."""
-
-    storage: FakeStorage = field(default_factory=FakeStorage)
-    embed: FakeEmbed = field(default_factory=FakeEmbed)
-
-    def __post_init__(self) -> None:
-        self.to_storage, self.to_embed = Line(self.storage.app()), Line(self.embed.app())
 
 
 @dataclass
@@ -61,14 +50,10 @@ async def started(inner: Inner | None = None, *, authenticator: Any = None, **se
         return [ip_address("127.0.0.1")] if host.endswith("localhost") else []
 
     wanted = GatewaySettings(**{"upload_retry_s": 2.0, "retry_s": 0.3, **settings})
-    async with (
-        http_over(inner.to_storage) as storage_http,
-        http_over(inner.to_embed) as embed_http,
-        GuardedFetcher(wanted.fetch_limits, resolver=no_names) as fetcher,
-    ):
-        app = create_app(
-            wanted, storage_http=storage_http, embed_http=embed_http, fetcher=fetcher, authenticator=authenticator
-        )
+    async with AsyncExitStack() as stack:
+        clients = {name: await stack.enter_async_context(http) for name, http in inner.clients().items()}
+        fetcher = await stack.enter_async_context(GuardedFetcher(wanted.fetch_limits, resolver=no_names))
+        app = create_app(wanted, **clients, fetcher=fetcher, authenticator=authenticator)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
@@ -103,6 +88,22 @@ def jpeg() -> Callable[..., bytes]:
         pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).resize(size).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def scene() -> Callable[..., bytes]:
+    """Return what makes a PNG with one box (x, y, width, height) of one colour on black."""
+
+    def make(
+        color: str = "#ff0000", box: tuple[int, int, int, int] = (16, 12, 32, 24), size: tuple[int, int] = (64, 48)
+    ) -> bytes:
+        picture = Image.new("RGB", size)
+        picture.paste(color, (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
         return buffer.getvalue()
 
     return make

@@ -3,66 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from gateway.pipeline.app import create_app
 from gateway.pipeline.breaker import Breaker
 from gateway.pipeline.pace import Pace, Suspects
 from gateway.pipeline.settings import PipelineSettings
+from gateway.pipeline.stages import stages
+from gateway.pipeline.worker import StageWorker
 from gateway.testing.embed import BROKEN, POISON, vector_of
-from gateway.testing.line import http_over
+from gateway.testing.inner import pipeline_over, until
 from numpy.testing import assert_allclose
 from pixelgate_common.contracts.storage import Leased
 from pixelgate_common.vectors import decode_vector
-
-FAST = {
-    "idle_min_s": 0.01,
-    "idle_max_s": 0.02,
-    "backoff_min_s": 0.01,
-    "backoff_max_s": 0.05,
-    "models_ttl_s": 0.2,
-    "lease_s": 5,
-    "stop_grace_s": 0.5,
-}
-
-
-@asynccontextmanager
-async def pipeline(inner: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(
-        PipelineSettings(**{**FAST, **settings}),
-        storage_http=http_over(inner.to_storage),
-        embed_http=http_over(inner.to_embed),
-    )
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pipeline") as client,
-    ):
-        yield client
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def pictures(count: int) -> list[bytes]:
     return [b"\xff\xd8\xff" + str(number).encode() for number in range(count)]
 
 
-def settled(inner: Any, stage: str = "clip") -> bool:
-    return set(inner.storage.states(stage).values()) <= {"done", "failed"}
-
-
 async def test_every_picture_gets_its_own_vector_in_every_stage(inner: Any) -> None:
     for data in pictures(100):
         inner.storage.add(data)
-    async with pipeline(inner, batch=16):
-        await until(lambda: settled(inner, "clip") and settled(inner, "resnet"))
+    async with pipeline_over(inner, batch=16):
+        await until(lambda: inner.settled("clip") and inner.settled("resnet"))
     for stage in ("clip", "resnet"):
         assert set(inner.storage.states(stage).values()) == {"done"}
         for image_id, data in inner.storage.files.items():
@@ -77,19 +43,19 @@ async def test_every_picture_gets_its_own_vector_in_every_stage(inner: Any) -> N
 
 
 async def test_what_arrives_later_is_done_too(inner: Any) -> None:
-    async with pipeline(inner):
+    async with pipeline_over(inner):
         inner.storage.add(b"\xff\xd8\xfffirst")
-        await until(lambda: settled(inner))
+        await until(lambda: inner.settled())
         inner.storage.add(b"\xff\xd8\xffsecond")
-        await until(lambda: settled(inner))
+        await until(lambda: inner.settled())
     assert inner.storage.states("clip") == {1: "done", 2: "done"}
 
 
 async def test_a_picture_with_a_problem_fails_alone_and_is_not_tried_again(inner: Any) -> None:
     for data in [*pictures(10), BROKEN, *pictures(20)[10:]]:
         inner.storage.add(data)
-    async with pipeline(inner):
-        await until(lambda: settled(inner))
+    async with pipeline_over(inner):
+        await until(lambda: inner.settled())
     states = inner.storage.states("clip")
     assert states.pop(11) == "failed"
     assert set(states.values()) == {"done"}
@@ -104,8 +70,8 @@ async def test_a_picture_with_a_problem_fails_alone_and_is_not_tried_again(inner
 async def test_a_picture_that_makes_the_whole_call_fail_is_found_and_fails_alone(inner: Any) -> None:
     for data in [*pictures(20), POISON, *pictures(40)[20:]]:
         inner.storage.add(data)
-    async with pipeline(inner, workers=1):
-        await until(lambda: settled(inner))
+    async with pipeline_over(inner, workers=1):
+        await until(lambda: inner.settled())
     states = inner.storage.states("clip")
     assert states.pop(21) == "failed"
     assert set(states.values()) == {"done"}
@@ -133,8 +99,8 @@ async def test_a_picture_that_kills_the_service_is_found_and_fails_alone(inner: 
         inner.storage.add(data)
     line = CutsOn(inner.to_embed, b"deadly")
     inner.to_embed = line
-    async with pipeline(inner, workers=1):
-        await until(lambda: settled(inner))
+    async with pipeline_over(inner, workers=1):
+        await until(lambda: inner.settled())
     states = inner.storage.states("clip")
     assert states.pop(13) == "failed"
     assert set(states.values()) == {"done"}
@@ -148,8 +114,8 @@ async def test_a_service_that_is_away_costs_no_attempt_and_few_lines(
 ) -> None:
     for data in pictures(20):
         inner.storage.add(data)
-    async with pipeline(inner) as client:
-        await until(lambda: settled(inner))
+    async with pipeline_over(inner) as client:
+        await until(lambda: inner.settled())
         inner.to_embed.down = True
         for data in pictures(40)[20:]:
             inner.storage.add(data)
@@ -160,7 +126,7 @@ async def test_a_service_that_is_away_costs_no_attempt_and_few_lines(
         assert ready.json()["parts"]["clip"] == {"ready": False, "detail": "embed-service cannot be reached."}
         assert (await client.get("/healthz")).status_code == 200
         inner.to_embed.down = False
-        await until(lambda: settled(inner) and settled(inner, "resnet"))
+        await until(lambda: inner.settled() and inner.settled("resnet"))
         async with asyncio.timeout(20):
             while (await client.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.01)
@@ -174,30 +140,30 @@ async def test_a_full_service_costs_no_attempt(inner: Any) -> None:
     inner.embed.busy = True
     for data in pictures(5):
         inner.storage.add(data)
-    async with pipeline(inner):
+    async with pipeline_over(inner):
         await until(lambda: inner.storage.released.count("clip") >= 10)
         inner.embed.busy = False
-        await until(lambda: settled(inner))
+        await until(lambda: inner.settled())
     assert {work.attempts for work in inner.storage.work.values()} == {1}
 
 
 async def test_another_model_is_noticed_and_its_results_wanted(inner: Any) -> None:
-    async with pipeline(inner):
+    async with pipeline_over(inner):
         inner.storage.add(pictures(1)[0])
-        await until(lambda: settled(inner))
+        await until(lambda: inner.settled())
         inner.embed.version = "2"
         inner.storage.add(pictures(2)[1])
-        await until(lambda: settled(inner))
+        await until(lambda: inner.settled())
     assert inner.storage.models["clip"].fingerprint == "fake-clip/2"
 
 
 async def test_storage_away_for_a_moment_loses_no_result(inner: Any) -> None:
     for data in pictures(64):
         inner.storage.add(data)
-    async with pipeline(inner, batch=8):
+    async with pipeline_over(inner, batch=8):
         await until(lambda: "done" in inner.storage.states("clip").values())
         inner.to_storage.faults = [(httpx.ConnectError("refused"), False)] * 6
-        await until(lambda: settled(inner) and settled(inner, "resnet"))
+        await until(lambda: inner.settled() and inner.settled("resnet"))
     assert {work.state for work in inner.storage.work.values()} == {"done"}
 
 
@@ -217,7 +183,7 @@ async def test_results_whose_answer_got_lost_are_stale_the_second_time_and_no_ha
             return answer
 
     inner.to_storage = LosesAnswer(inner.to_storage)
-    async with pipeline(inner):
+    async with pipeline_over(inner):
         await until(lambda: inner.storage.stale == 1)
     assert inner.storage.states("clip") == {1: "done"}
 
@@ -225,18 +191,18 @@ async def test_results_whose_answer_got_lost_are_stale_the_second_time_and_no_ha
 async def test_a_paused_stage_stands_still(inner: Any) -> None:
     inner.storage.paused.add("clip")
     inner.storage.add(pictures(1)[0])
-    async with pipeline(inner):
-        await until(lambda: settled(inner, "resnet"))
+    async with pipeline_over(inner):
+        await until(lambda: inner.settled("resnet"))
         assert inner.storage.states("clip") == {1: "pending"}
         inner.storage.paused.clear()
-        await until(lambda: settled(inner))
+        await until(lambda: inner.settled())
 
 
 async def test_two_pipelines_do_nothing_twice(inner: Any) -> None:
     for data in pictures(200):
         inner.storage.add(data)
-    async with pipeline(inner, batch=8), pipeline(inner, batch=8):
-        await until(lambda: settled(inner) and settled(inner, "resnet"))
+    async with pipeline_over(inner, batch=8), pipeline_over(inner, batch=8):
+        await until(lambda: inner.settled() and inner.settled("resnet"))
     assert {(work.state, work.attempts) for work in inner.storage.work.values()} == {("done", 1)}
     assert sum(count for _, count, _ in inner.embed.calls) == 400
 
@@ -258,7 +224,7 @@ async def test_a_stop_gives_back_what_cannot_be_finished(inner: Any) -> None:
     inner.storage.add(pictures(1)[0])
     line = Waits(inner.to_embed)
     inner.to_embed = line
-    async with pipeline(inner, stop_grace_s=0.05):
+    async with pipeline_over(inner, stop_grace_s=0.05):
         await until(lambda: line.waiting == 2)
     assert {(work.state, work.attempts) for work in inner.storage.work.values()} == {("pending", 0)}
 
@@ -268,8 +234,8 @@ async def test_work_of_a_killed_pipeline_is_taken_up_when_its_lease_expires(inne
         inner.storage.add(data)
     for work in inner.storage.work.values():
         work.state, work.token, work.attempts, work.expires_at = "running", "dead", 1, 0.0
-    async with pipeline(inner):
-        await until(lambda: settled(inner) and settled(inner, "resnet"))
+    async with pipeline_over(inner):
+        await until(lambda: inner.settled() and inner.settled("resnet"))
     assert {(work.state, work.attempts) for work in inner.storage.work.values()} == {("done", 2)}
 
 
@@ -277,8 +243,8 @@ async def test_a_file_that_is_missing_fails_alone(inner: Any) -> None:
     for data in pictures(3):
         inner.storage.add(data)
     del inner.storage.files[2]
-    async with pipeline(inner):
-        await until(lambda: settled(inner))
+    async with pipeline_over(inner):
+        await until(lambda: inner.settled())
     assert inner.storage.states("clip") == {1: "done", 2: "failed", 3: "done"}
 
 
@@ -335,5 +301,11 @@ def test_pauses_grow_to_a_limit_and_begin_anew() -> None:
 
 def test_a_call_ends_before_its_lease() -> None:
     settings = PipelineSettings()
-    assert settings.lease_s == 30
-    assert settings.call_timeout_s < settings.lease_s
+    services: Any = SimpleNamespace(embed=None, caption=None, detect=None, color=None)
+    nobody: Any = None
+    calls = {
+        stage.name: StageWorker(stage, nobody, settings, precedence=nobody, stages_on=nobody).call_timeout_s
+        for stage in stages(services)
+    }
+    assert calls == {"clip": 24, "resnet": 24, "palette": 24, "objects": 96, "caption": 96, "cutout": 96}
+    assert (settings.lease_s, settings.slow_lease_s) == (30, 120)

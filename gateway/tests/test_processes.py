@@ -13,6 +13,9 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from pixelgate_common.contracts.storage import STAGES
+
+SERVICES = {"storage", "embed", "caption", "detect", "color"}
 
 
 def free_port() -> int:
@@ -27,8 +30,7 @@ def running(module: str, port_variable: str) -> Iterator[tuple[subprocess.Popen[
     env = {
         **os.environ,
         port_variable: str(port),
-        "PIXELGATE_STORAGE_URL": f"http://127.0.0.1:{nobody}",
-        "PIXELGATE_EMBED_URL": f"http://127.0.0.1:{nobody}",
+        **{f"PIXELGATE_{name.upper()}_URL": f"http://127.0.0.1:{nobody}" for name in SERVICES},
     }
     process = subprocess.Popen([sys.executable, "-m", module], env=env, stderr=subprocess.PIPE)
     try:
@@ -57,8 +59,10 @@ def not_ready(url: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "port_variable", "missing"),
     [
-        pytest.param("gateway.main", "PIXELGATE_PORT", {"storage", "embed"}, id="gateway"),
-        pytest.param("gateway.pipeline", "PIXELGATE_PIPELINE_PORT", {"clip", "resnet"}, id="pipeline"),
+        pytest.param(
+            "gateway.main", "PIXELGATE_PORT", {"storage", "embed", "caption", "detect", "color"}, id="gateway"
+        ),
+        pytest.param("gateway.pipeline", "PIXELGATE_PIPELINE_PORT", set(STAGES), id="pipeline"),
     ],
 )
 def test_it_comes_up_alone_says_what_is_missing_and_stops(module: str, port_variable: str, missing: set[str]) -> None:
@@ -72,4 +76,4 @@ def test_it_comes_up_alone_says_what_is_missing_and_stops(module: str, port_vari
         _, printed = process.communicate(timeout=30)
         assert process.returncode in (0, -signal.SIGTERM)
         assert b"Traceback" not in printed
-        assert printed.count(b"stage_waits") <= 2
+        assert printed.count(b"stage_waits") <= len(STAGES)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pixelgate_common.contracts.embed import Embedded, EmbedModels, EmbedTexts
 from pixelgate_common.contracts.models import Priority
 
+from gateway.clients.compute import as_files
 from gateway.clients.inner import InnerClient, Patience
 
 
@@ -46,12 +47,11 @@ class EmbedClient(InnerClient):
         params = {"slot": slot, "priority": priority}
         if fingerprint is not None:
             params["fingerprint"] = fingerprint
-        files = [("images", (str(at), data, "application/octet-stream")) for at, data in enumerate(pictures)]
         answer = await self._send(
             "POST",
             "/v1/embed/images",
             params=params,
-            files=files,
+            files=as_files(pictures),
             patience=patience,
             read_timeout_s=timeout_s,
         )

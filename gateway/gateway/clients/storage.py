@@ -10,6 +10,8 @@ from pixelgate_common.contracts.storage import (
     ARRIVAL_HEADER,
     Arrival,
     Arrived,
+    DecideDuplicates,
+    DuplicatePage,
     GenerationList,
     ImagePage,
     ImagePatch,
@@ -28,6 +30,7 @@ from pixelgate_common.contracts.storage import (
     StageResults,
     Stats,
     StoredVectors,
+    Tier,
     Variant,
     VectorsWanted,
 )
@@ -136,6 +139,28 @@ class StorageClient(InnerClient):
         """Hand in results; a second time they are stale, and no harm is done."""
         answer = await self._post(f"/v1/stages/{stage}/results", results, patience=patience)
         return self._read(answer, ResultsTaken)
+
+    async def put_file(
+        self, stage: str, image_id: int, token: str, data: bytes, patience: Patience | None = None
+    ) -> None:
+        """Keep the file that a stage made of a picture; it shows once the picture's result is handed in as well."""
+        await self._send(
+            "PUT",
+            f"/v1/stages/{stage}/files/{image_id}",
+            params={"token": token},
+            content=data,
+            headers={"Content-Type": "application/octet-stream"},
+            patience=patience,
+        )
+
+    async def duplicates(self, tier: Tier, limit: int, cursor: str | None) -> DuplicatePage:
+        """Return a page of groups of duplicates."""
+        params = {"tier": tier, "limit": str(limit)} | ({} if cursor is None else {"cursor": cursor})
+        return self._read(await self._send("GET", "/v1/duplicates", params=params), DuplicatePage)
+
+    async def decide_duplicates(self, decision: DecideDuplicates) -> None:
+        """Remember what a person says of some pictures, for good; saying it twice changes nothing."""
+        await self._post("/v1/duplicates/decisions", decision)
 
     async def release(self, stage: str, tokens: Sequence[str]) -> None:
         """Give leases back unused."""

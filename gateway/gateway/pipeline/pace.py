@@ -13,10 +13,10 @@ _MOST_SUSPECTS = 10_000
 class Pace:
     """The batch size of one stage: halved when a batch takes a third of the lease, doubled again below a tenth."""
 
-    def __init__(self, batch: int, lease_s: float) -> None:
-        """`batch` is the size to begin with, and the largest."""
-        self._largest, self._lease_s = batch, lease_s
-        self.batch = batch
+    def __init__(self, largest: int, lease_s: float, first: int | None = None) -> None:
+        """`first` is the size to begin with, by default the `largest`: a slow model would hold up the very first."""
+        self._largest, self._lease_s = largest, lease_s
+        self.batch = largest if first is None else min(first, largest)
 
     def took(self, pictures: int, seconds: float) -> None:
         """Note how long a batch of so many pictures took, from its lease to its results."""

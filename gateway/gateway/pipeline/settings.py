@@ -21,6 +21,15 @@ class PipelineSettings(InnerUrls):
     lease_s: float = Field(
         30.0, ge=2, le=3600, description="After a kill -9 the work under way is taken up again when this has passed."
     )
+    slow_lease_s: float = Field(
+        120.0, ge=2, le=3600, description="The same for objects, captions and cutouts, whose calls take longer."
+    )
+    stand_back_s: float = Field(
+        5.0,
+        ge=0,
+        le=600,
+        description="A slow stage's longest wait before a call while quicker ones have much to do.",
+    )
     idle_min_s: float = Field(0.25, gt=0, le=60, description="The pause after the first look that found no work.")
     idle_max_s: float = Field(1.0, gt=0, le=60, description="The pause when there has been no work for long.")
     backoff_min_s: float = Field(0.25, gt=0, le=60, description="The first pause when a service is away.")
@@ -29,8 +38,3 @@ class PipelineSettings(InnerUrls):
     results_retry_s: float = Field(10.0, ge=0, le=600, description="How long results wait for storage to come back.")
     storage_timeout_s: float = Field(30.0, gt=0, le=3600)
     stop_grace_s: float = Field(5.0, ge=0, le=60, description="How long a stop waits for the batches under way.")
-
-    @property
-    def call_timeout_s(self) -> float:
-        """The longest call to a compute service: what takes longer could not hand in its results in time."""
-        return self.lease_s * 0.8

@@ -24,10 +24,12 @@ from prometheus_client import Counter, Histogram
 
 from gateway.clients.inner import ConnectionCut, NotAccepted, Patience, TimedOut
 from gateway.clients.storage import StorageClient
+from gateway.pipeline.analysers import Finding
 from gateway.pipeline.breaker import Breaker
 from gateway.pipeline.pace import Pace, Suspects
+from gateway.pipeline.precedence import Precedence, StagesOn
 from gateway.pipeline.settings import PipelineSettings
-from gateway.pipeline.stages import Finding, Stage
+from gateway.pipeline.stages import Stage
 from gateway.problems import status_of
 
 log = structlog.get_logger(__name__)
@@ -47,12 +49,22 @@ class GiveBack(Exception):
 class StageWorker:
     """Works one stage off, with several batches under way."""
 
-    def __init__(self, stage: Stage, storage: StorageClient, settings: PipelineSettings) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        storage: StorageClient,
+        settings: PipelineSettings,
+        *,
+        precedence: Precedence,
+        stages_on: StagesOn,
+    ) -> None:
         """Get work from `storage` and hand it to `stage`'s analyser."""
         self.stage = stage
-        self._storage, self._settings = storage, settings
+        self.off = False
+        self._storage, self._settings, self._precedence, self._stages_on = storage, settings, precedence, stages_on
+        self._lease_s = settings.slow_lease_s if stage.slow else settings.lease_s
         self.breaker = Breaker(stage.name, min_s=settings.backoff_min_s, max_s=settings.backoff_max_s)
-        self._pace = Pace(settings.batch, settings.lease_s)
+        self._pace = Pace(min(settings.batch, stage.most), self._lease_s, stage.first)
         self._suspects = Suspects()
         self._model: StageModel | None = None
         self._model_known_at = -math.inf
@@ -67,6 +79,11 @@ class StageWorker:
             for _ in range(self._settings.workers):
                 group.create_task(self._work())
 
+    @property
+    def call_timeout_s(self) -> float:
+        """The longest call to a compute service: what takes longer could not hand in its results in time."""
+        return self._lease_s * 0.8
+
     def stop(self) -> None:
         """Begin no further batch."""
         self._stopping.set()
@@ -79,6 +96,7 @@ class StageWorker:
                 await self._once()
                 self.breaker.worked(ticket)
             except PixelgateError as error:
+                self._precedence.note(self.stage.name, self.stage.rank, False)
                 self._model_known_at = (
                     -math.inf
                 )  # so that the service is asked whether it is back before any work is taken
@@ -86,14 +104,23 @@ class StageWorker:
             except Exception as error:
                 # A stage must not stand still for ever because of one unforeseen answer.
                 log.exception("stage_failed", stage=self.stage.name)
+                self._precedence.note(self.stage.name, self.stage.rank, False)
                 await self._pause(self.breaker.failed(f"{type(error).__name__}, see the log"))
 
     async def _once(self) -> None:
         async with self._looking:
+            await self._precedence.wait(self.stage.rank, self._stopping.is_set)
             if self._stopping.is_set():
                 return
+            self.off = not await self._stages_on.has(self.stage.name)
+            if self.off:
+                self._precedence.note(self.stage.name, self.stage.rank, False)
+                await self._pause(self._settings.models_ttl_s)
+                return
             started = time.monotonic()
-            model, items = await self._lease()
+            wanted = self._pace.batch
+            model, items = await self._lease(wanted)
+            self._precedence.note(self.stage.name, self.stage.rank, len(items) == wanted)
             if not items:
                 await self._pause(self._idle_s)
                 self._idle_s = min(self._settings.idle_max_s, self._idle_s * 1.5)
@@ -111,16 +138,14 @@ class StageWorker:
             if held:
                 await self._release(list(held))
 
-    async def _lease(self) -> tuple[StageModel, list[Leased]]:
+    async def _lease(self, count: int) -> tuple[StageModel, list[Leased]]:
         if self._model is None or time.monotonic() - self._model_known_at > self._settings.models_ttl_s:
             model = await self.stage.analyser.model()
             if model != self._model:
                 await self._storage.set_model(self.stage.name, model)
                 log.info("stage_model", stage=self.stage.name, model=model.model, fingerprint=model.fingerprint)
             self._model, self._model_known_at = model, time.monotonic()
-        wanted = LeaseWanted(
-            fingerprint=self._model.fingerprint, limit=self._pace.batch, lease_s=self._settings.lease_s
-        )
+        wanted = LeaseWanted(fingerprint=self._model.fingerprint, limit=count, lease_s=self._lease_s)
         try:
             return self._model, (await self._storage.lease(self.stage.name, wanted)).items
         except PixelgateError:
@@ -171,8 +196,8 @@ class StageWorker:
 
     def _left_s(self, started: float) -> float:
         """Return the time that a call may still take; raises `GiveBack` when too little of the lease is left."""
-        left_s = self._settings.call_timeout_s - (time.monotonic() - started)
-        if left_s < self._settings.lease_s * 0.1:
+        left_s = self.call_timeout_s - (time.monotonic() - started)
+        if left_s < self._lease_s * 0.1:
             raise GiveBack(TimedOut("The lease is over before the batch is done."))
         return left_s
 
@@ -185,6 +210,10 @@ class StageWorker:
         held: dict[str, Leased],
     ) -> None:
         took_ms = (time.monotonic() - started) * 1000 / max(1, len(group))
+        patience = Patience(self._settings.results_retry_s)
+        group, findings = await self._put_files(group, findings, held, patience)
+        if not group:
+            return
         results = [
             StageResult(
                 image_id=item.image_id,
@@ -198,7 +227,6 @@ class StageWorker:
             )
             for item, finding in zip(group, findings, strict=True)
         ]
-        patience = Patience(self._settings.results_retry_s)
         await self._storage.post_results(
             self.stage.name, StageResults(fingerprint=model.fingerprint, items=results), patience
         )
@@ -206,6 +234,32 @@ class StageWorker:
             held.pop(item.token, None)
             PICTURES.labels(self.stage.name, "failed" if finding.problem else "done").inc()
         self._suspects.clear(item for item, found in zip(group, findings, strict=True) if not found.problem)
+
+    async def _put_files(
+        self, group: Sequence[Leased], findings: Sequence[Finding], held: dict[str, Leased], patience: Patience
+    ) -> tuple[list[Leased], list[Finding]]:
+        """Keep the files that belong to findings; return those findings whose pictures are still ours."""
+        kept: list[Leased] = []
+        good: list[Finding] = []
+        for item, finding in zip(group, findings, strict=True):
+            said = finding
+            if finding.file is not None:
+                try:
+                    await self._storage.put_file(
+                        self.stage.name, item.image_id, item.token, finding.file, patience=patience
+                    )
+                except PixelgateError as error:
+                    status = status_of(error)
+                    if status in (404, 409):  # deleted meanwhile, or the lease is somebody else's by now
+                        log.info("file_came_too_late", stage=self.stage.name, image_id=item.image_id)
+                        held.pop(item.token, None)
+                        continue
+                    if status >= 500 or status in (401, 429):
+                        raise
+                    said = Finding(problem=error.to_problem())
+            kept.append(item)
+            good.append(said)
+        return kept, good
 
     async def _release(self, tokens: Sequence[str]) -> None:
         """Give leases back; when that fails too, they expire."""

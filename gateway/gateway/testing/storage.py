@@ -1,56 +1,53 @@
-"""A storage-service in memory: pictures by content, stages with leases, search by cosine; no store, no decode."""
+"""A storage-service in memory: pictures by content, stages with leases, search by cosine or colour; no decode."""
 
 from __future__ import annotations
 
 import hashlib
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
+from pixelgate_common.colors import palette_distances
 from pixelgate_common.contracts.storage import (
     ARRIVAL_HEADER,
     SPACES,
     Arrival,
     Arrived,
-    GenerationInfo,
-    GenerationList,
+    ColorQuery,
+    DecideDuplicates,
+    DuplicateGroup,
+    DuplicatePage,
     Hit,
     ImagePage,
     ImagePatch,
     ImageRecord,
-    LeaseBatch,
-    Leased,
-    LeaseReturn,
-    LeaseWanted,
     ListImages,
+    ObjectFound,
+    PaletteColor,
     PreviewsWanted,
-    ResultsTaken,
     ScoreParts,
     Search,
     SearchPage,
-    StageList,
     StageModel,
     StageName,
+    StageOfImage,
     StageProgress,
     StageResult,
-    StageResults,
-    StageStats,
-    Stats,
     StoredVectors,
-    Times,
+    Tier,
     Variant,
     VectorsWanted,
 )
-from pixelgate_common.errors import Conflict, InvalidRequest, NotFound, install_error_handlers
+from pixelgate_common.errors import InvalidRequest, NotFound, install_error_handlers
 from pixelgate_common.frames import MEDIA_TYPE, encode_frames
 from pixelgate_common.images import NotAnImage
 from pixelgate_common.middleware import RequestContext
 from pixelgate_common.vectors import decode_vector
+
+from gateway.testing.storage_stages import add_stage_routes
 
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG")
 
@@ -81,6 +78,10 @@ class FakeStorage:
     request_ids: list[str | None] = field(default_factory=list)
     request_headers: list[dict[str, str]] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    made: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    groups: list[DuplicateGroup] = field(default_factory=list)
+    decisions: list[DecideDuplicates] = field(default_factory=list)
+    size: tuple[int, int] = (64, 48)
     stale: int = 0
 
     def add(self, data: bytes, arrival: Arrival | None = None) -> tuple[ImageRecord, bool]:
@@ -98,13 +99,14 @@ class FakeStorage:
             filename=arrival.filename,
             media_type="image/jpeg",
             format="jpeg",
-            width=64,
-            height=48,
+            width=self.size[0],
+            height=self.size[1],
             bytes=len(data),
             created_at=datetime(2026, 1, 1, tzinfo=UTC),
             source_url=arrival.source_url,
             tags=list(arrival.tags),
             attributes=dict(arrival.attributes),
+            stages={stage: StageOfImage(state="pending") for stage in self.stage_names},
         )
         for stage in self.stage_names:
             self.work[stage, image_id] = Work()
@@ -118,6 +120,27 @@ class FakeStorage:
         """Return a picture's vector as it was handed in."""
         work = self.work.get((space, image_id))
         return work.result.vector if work is not None and work.result is not None else None
+
+    def keep(self, stage: str, item: StageResult) -> None:
+        """Put what a stage found into the picture's record, boxes scaled to the original's pixels."""
+        record, found = self.records[item.image_id], item.result or {}
+        record.stages[stage] = StageOfImage(state="failed" if item.problem else "done")
+        if stage == "caption":
+            record.caption, record.caption_by = found.get("caption"), "model"
+        elif stage == "palette":
+            record.palette = [PaletteColor.model_validate(color) for color in found.get("palette", [])]
+        elif stage == "objects" and found:
+            right, down = record.width / found["width"], record.height / found["height"]
+            record.objects = [
+                ObjectFound(
+                    label=one["label"],
+                    score=one["score"],
+                    box=(one["box"][0] * right, one["box"][1] * down, one["box"][2] * right, one["box"][3] * down),
+                )
+                for one in found["objects"]
+            ]
+        if stage in ("palette", "cutout"):
+            record.foreground_palette = [PaletteColor.model_validate(one) for one in found.get("foreground") or ()]
 
     def progress(self, stage: StageName) -> StageProgress:
         """Return one stage's counts."""
@@ -140,7 +163,7 @@ class FakeStorage:
         app = FastAPI()
         install_error_handlers(app)
         _add_image_routes(app, self)
-        _add_stage_routes(app, self)
+        add_stage_routes(app, self)
 
         @app.middleware("http")
         async def note(request: Request, call_next: Any) -> Response:
@@ -195,6 +218,10 @@ def _add_image_routes(app: FastAPI, storage: FakeStorage) -> None:
     @app.api_route("/v1/images/{image_id}/{variant}", methods=["GET", "HEAD"])
     async def file(image_id: int, variant: Variant, request: Request) -> Response:
         data, etag = storage.files[storage.found(image_id).id], f'"{image_id}-{variant}"'
+        if variant == "cutout":
+            if (image_id, variant) not in storage.made:
+                raise NotFound(f"Picture {image_id} has no cutout.")
+            data = storage.made[image_id, variant]
         headers = {"ETag": etag, "Cache-Control": "private, max-age=31536000, immutable", "Accept-Ranges": "bytes"}
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
@@ -219,118 +246,53 @@ def _add_image_routes(app: FastAPI, storage: FakeStorage) -> None:
     @app.post("/v1/search")
     async def search(asked: Search) -> SearchPage:
         storage.searches.append(asked)
+        there = [image_id for image_id in storage.records if image_id not in asked.exclude_ids]
+        if not asked.vectors and asked.colors is not None:
+            far = {image_id: _distance(storage.records[image_id], asked.colors) for image_id in there}
+            near = sorted((distance, image_id) for image_id, distance in far.items() if np.isfinite(distance))
+            hits = [
+                Hit(image=storage.records[image_id], score=1 / (60 + place), parts=ScoreParts(color=distance))
+                for place, (distance, image_id) in enumerate(near[: asked.limit], 1)
+            ]
+            return SearchPage(hits=hits, next_cursor=None)
         (query,) = asked.vectors
         wanted = decode_vector(query.vector)
         scored = []
-        for image_id in storage.records:
+        for image_id in there:
             text = storage.vector(query.space, image_id)
-            if text is not None and image_id not in asked.exclude_ids:
+            if text is not None:
                 scored.append((float(np.dot(wanted, decode_vector(text))), image_id))
         hits = [
             Hit(image=storage.records[image_id], score=score, parts=ScoreParts(vector=score))
             for score, image_id in sorted(scored, reverse=True)[: asked.limit]
         ]
-        return SearchPage(hits=hits, next_cursor=None)
+        return SearchPage(hits=hits, next_cursor="more" if len(scored) > asked.limit else None)
+
+    @app.get("/v1/duplicates")
+    async def duplicates(tier: Tier, limit: int, cursor: str | None = None) -> DuplicatePage:
+        if cursor == "nonsense":
+            raise InvalidRequest("This is no cursor.", field="cursor")
+        start = int(cursor or 0)
+        groups = [group for group in storage.groups if group.tier == tier]
+        more = str(start + limit) if start + limit < len(groups) else None
+        return DuplicatePage(groups=groups[start : start + limit], next_cursor=more, pending=0)
+
+    @app.post("/v1/duplicates/decisions", status_code=204)
+    async def decide(decision: DecideDuplicates) -> None:
+        for place, image_id in enumerate(decision.image_ids):
+            if image_id not in storage.records:
+                raise NotFound(f"There is no picture {image_id}.", field=f"image_ids.{place}")
+        storage.decisions.append(decision)
 
 
-def _add_stage_routes(app: FastAPI, storage: FakeStorage) -> None:
-    def known(stage: StageName) -> StageName:
-        if stage not in storage.stage_names:
-            raise NotFound(f"The stage {stage} is off.")
-        return stage
-
-    @app.get("/v1/stages")
-    async def stages() -> StageList:
-        return StageList(stages=[storage.progress(stage) for stage in storage.stage_names])
-
-    @app.get("/v1/stats")
-    async def stats() -> Stats:
-        times = Times(mean=None, p50=None, p95=None)
-        by_stage = {
-            stage: StageStats(
-                done=storage.progress(stage).done,
-                failed=storage.progress(stage).failed,
-                success_rate=None,
-                failure_rate=None,
-                processing_ms=times,
-            )
-            for stage in storage.stage_names
-        }
-        size = sum(record.bytes for record in storage.records.values())
-        return Stats(images=len(storage.records), bytes=size, stages=by_stage, processing_ms=times)
-
-    @app.put("/v1/stages/{stage}/model")
-    async def model(stage: StageName, model: StageModel) -> dict[str, str]:
-        storage.models[known(stage)] = model
-        return {}
-
-    @app.post("/v1/stages/{stage}/lease")
-    async def lease(stage: StageName, wanted: LeaseWanted) -> LeaseBatch:
-        if known(stage) not in storage.models or storage.models[stage].fingerprint != wanted.fingerprint:
-            raise Conflict("This is not the model that the stage's results must come from.")
-        items = []
-        for (name, image_id), work in storage.work.items():
-            late = work.state == "running" and work.expires_at < time.monotonic()
-            if name != stage or stage in storage.paused or not (work.state == "pending" or late):
-                continue
-            work.state, work.token, work.attempts = "running", uuid.uuid4().hex, work.attempts + 1
-            work.expires_at = time.monotonic() + wanted.lease_s
-            items.append(Leased(image_id=image_id, token=work.token, attempt=work.attempts))
-            if len(items) == wanted.limit:
-                break
-        return LeaseBatch(items=items)
-
-    @app.post("/v1/stages/{stage}/results")
-    async def results(stage: StageName, results: StageResults) -> ResultsTaken:
-        accepted = 0
-        for item in results.items:
-            work = storage.work[known(stage), item.image_id]
-            if work.token != item.token or work.state != "running":
-                storage.stale += 1
-                continue
-            accepted += 1
-            work.result = item
-            again = item.problem is not None and item.retry and work.attempts < 3
-            work.state = "pending" if again else "failed" if item.problem else "done"
-        return ResultsTaken(accepted=accepted, stale=len(results.items) - accepted)
-
-    @app.post("/v1/stages/{stage}/release")
-    async def release(stage: StageName, back: LeaseReturn) -> dict[str, str]:
-        for (name, _), work in storage.work.items():
-            if name == stage and work.state == "running" and work.token in back.tokens:
-                work.state, work.token, work.attempts = "pending", None, work.attempts - 1
-                storage.released.append(stage)
-        return {}
-
-    @app.post("/v1/stages/{stage}/{action}")
-    async def steer(stage: StageName, action: str) -> StageProgress:
-        if action == "pause":
-            storage.paused.add(known(stage))
-        elif action == "resume":
-            storage.paused.discard(known(stage))
-        else:
-            for work in (work for (name, _), work in storage.work.items() if name == known(stage)):
-                if action == "rerun" or work.state == "failed":
-                    work.state, work.attempts = "pending", 0
-        return storage.progress(stage)
-
-    @app.get("/v1/generations")
-    async def generations() -> GenerationList:
-        found = []
-        for space, model in storage.models.items():
-            done = list(storage.states(space).values()).count("done")
-            found.append(
-                GenerationInfo(
-                    space=cast(StageName, space),
-                    fingerprint=model.fingerprint,
-                    model=model.model,
-                    dim=model.dim or 0,
-                    state="active",
-                    images=done,
-                )
-            )
-        return GenerationList(generations=found)
-
-    @app.get("/readyz")
-    async def readyz() -> dict[str, Any]:
-        return {"ready": True, "parts": {"postgres": {"ready": True}}}
+def _distance(record: ImageRecord, query: ColorQuery) -> float:
+    palette = (record.foreground_palette if query.of == "foreground" else []) or record.palette
+    if not palette:
+        return float("inf")
+    (distance,) = palette_distances(
+        [color.lab for color in query.colors],
+        [color.weight for color in query.colors],
+        [[color.lab for color in palette]],
+        [[color.share for color in palette]],
+    )
+    return float(distance)
