@@ -1,4 +1,4 @@
-"""Nothing outside the machine is needed, at start or later: every service and stage in a network that has only loopback."""
+"""Nothing outside the machine is needed: every service and every stage in a network that has only loopback."""
 
 from __future__ import annotations
 
