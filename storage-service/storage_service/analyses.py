@@ -8,27 +8,23 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pixelgate_common.contracts.storage import (
     SPACES,
     Leased,
     LeaseWanted,
-    ObjectFound,
-    PaletteColor,
     ResultsTaken,
     StageName,
     StageResult,
     StageResults,
 )
-from pixelgate_common.errors import FingerprintMismatch, InvalidRequest
+from pixelgate_common.errors import FingerprintMismatch, InvalidRequest, NotFound
 from pixelgate_common.vectors import FloatVector, decode_vector
-from psycopg.types.json import Jsonb
-from pydantic import BaseModel, Field, ValidationError
 
 from storage_service.database import Connection, Database
 from storage_service.generations import Generations
+from storage_service.results import NotKept, keep_result
 from storage_service.stages import RESET, fetch_stage, ranges_of_images
 
 _MAX_ERROR_CHARACTERS = 1000
@@ -46,21 +42,6 @@ class RetryPolicy:
         """Return the seconds to wait after the failure of attempt number `attempts` (1 is the first)."""
         longest = min(self.max_s, self.base_s * 2.0 ** min(attempts - 1, 32))
         return longest * random.uniform(0.5, 1.5)
-
-
-class _Caption(BaseModel):
-    caption: str = Field(min_length=1, max_length=4000)
-
-
-class _Objects(BaseModel):
-    objects: list[ObjectFound] = Field(max_length=1000)
-
-
-class _Palette(BaseModel):
-    palette: list[PaletteColor] = Field(max_length=64)
-
-
-_RESULTS: dict[str, type[BaseModel]] = {"caption": _Caption, "objects": _Objects, "palette": _Palette}
 
 
 async def lease(db: Database, stage: StageName, wanted: LeaseWanted, policy: RetryPolicy) -> list[Leased]:
@@ -149,9 +130,9 @@ async def take_results(
                 vectors.append((item.image_id, vector))
             else:
                 try:
-                    await _keep(conn, stage, item)
-                except ValidationError as error:
-                    failed.append((item, attempts, f"The result cannot be kept: {error.error_count()} errors.", False))
+                    await keep_result(conn, stage, item)
+                except NotKept as error:
+                    failed.append((item, attempts, str(error), False))
                     continue
             done.append(item)
         await _mark_done(conn, stage, done)
@@ -170,31 +151,6 @@ def _vector(item: StageResult) -> FloatVector:
     if item.vector is None:
         raise InvalidRequest(f"The result of picture {item.image_id} has neither vector nor problem.", field="items")
     return np.asarray(decode_vector(item.vector))
-
-
-async def _keep(conn: Connection, stage: StageName, item: StageResult) -> None:
-    """Write a result that is part of the record; ValidationError when it is not what the stage makes."""
-    result: Any = _RESULTS[stage].model_validate(item.result or {})
-    if stage == "caption":
-        # A person's word stands.
-        await conn.execute(
-            "UPDATE images SET caption = %s, caption_by = 'model'"
-            " WHERE id = %s AND caption_by IS DISTINCT FROM 'person'",
-            (result.caption.replace("\x00", ""), item.image_id),
-        )
-    elif stage == "objects":
-        counts: dict[str, int] = {}
-        for found in result.objects:
-            counts[found.label] = counts.get(found.label, 0) + 1
-        await conn.execute(
-            "UPDATE images SET objects = %s, object_counts = %s WHERE id = %s",
-            (Jsonb([found.model_dump() for found in result.objects]), Jsonb(counts), item.image_id),
-        )
-    else:
-        await conn.execute(
-            "UPDATE images SET palette = %s WHERE id = %s",
-            (Jsonb([color.model_dump() for color in result.palette]), item.image_id),
-        )
 
 
 async def _mark_done(conn: Connection, stage: str, done: Sequence[StageResult]) -> None:
@@ -244,6 +200,25 @@ async def release(db: Database, stage: StageName, tokens: Sequence[str]) -> int:
             (stage, list(tokens)),
         )
         return cursor.rowcount
+
+
+async def request(db: Database, stage: StageName, image_ids: Sequence[int]) -> None:
+    """Have the stage look at these pictures although it is not automatic; NotFound when one of them is not there.
+
+    What is done or under way already stays so; what had failed is tried again.
+    """
+    ids = sorted(set(image_ids))
+    async with db.connection() as conn:
+        await fetch_stage(conn, stage, "FOR SHARE")
+        rows = await conn.execute("SELECT id FROM images WHERE id = ANY(%s) ORDER BY id FOR KEY SHARE", (ids,))
+        if missing := set(ids) - {row[0] for row in await rows.fetchall()}:
+            raise NotFound(f"There is no picture {min(missing)}.")
+        await conn.execute(
+            "INSERT INTO analyses (image_id, stage) SELECT id, %s FROM unnest(%s::bigint[]) AS id ORDER BY id"
+            f" ON CONFLICT (image_id, stage) DO UPDATE SET {RESET}, state = 'pending'"
+            " WHERE analyses.state = 'failed'".encode(),
+            (stage, ids),
+        )
 
 
 async def retry_failed(db: Database, stage: StageName) -> int:

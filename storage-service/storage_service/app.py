@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from storage_service.analyses import RetryPolicy
 from storage_service.arrival import Arrivals
+from storage_service.cutouts import Cutouts
 from storage_service.database import Database
 from storage_service.decoders import Decoders
 from storage_service.generations import Generations
@@ -84,8 +85,19 @@ def create_app(settings: Settings) -> FastAPI:
             stack.push_async_callback(arrivals.close)
             await arrivals.start()
             removals = Removals(db, generations, objects)
+            cutouts = Cutouts(
+                db,
+                objects,
+                decoders,
+                arrivals,
+                limits=DecodeLimits(
+                    max_bytes=settings.max_cutout_mb << 20,
+                    max_pixels=settings.max_pixels,
+                    formats=frozenset({"PNG"}),
+                ),
+            )
             retry = RetryPolicy(settings.max_attempts, settings.retry_base_s, settings.retry_max_s)
-            app.state.parts = Parts(settings, db, objects, generations, arrivals, removals, retry)
+            app.state.parts = Parts(settings, db, objects, generations, arrivals, cutouts, removals, retry)
 
             async def activate() -> None:
                 for space in SPACES:
@@ -147,7 +159,8 @@ async def _settled(task: asyncio.Task[None]) -> None:
 
 
 def _body_limit(scope: Scope) -> int:
-    if scope["path"] == "/v1/images" and scope["method"] == "POST":
-        # Arrivals count for themselves, to name the setting that a refusal is about.
+    method, path = scope["method"], scope["path"]
+    if (method, path) == ("POST", "/v1/images") or (method == "PUT" and path.startswith("/v1/stages/cutout/files/")):
+        # Files count for themselves, to name the setting that a refusal is about.
         return 1 << 62
     return _MAX_JSON_BYTES

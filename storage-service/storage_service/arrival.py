@@ -19,7 +19,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -45,7 +46,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
-class _Body:
+class Body:
     """A body that has come in whole."""
 
     path: Path
@@ -92,13 +93,20 @@ class Arrivals:
         """
         if declared_bytes is not None:
             self._check_size(declared_bytes)
+        async with self.workplace() as folder:
+            body_path = folder / "original"
+            return await self._take(await self.receive(body, body_path, self._check_size), folder, arrival)
+
+    @asynccontextmanager
+    async def workplace(self) -> AsyncIterator[Path]:
+        """Lend a folder of its own for one body and what is made of it; Overloaded when too many are at work."""
         if self._under_way >= self._room:
             raise Overloaded(f"{self._room} pictures are being taken in already (PIXELGATE_STORAGE_MAX_WAITING).")
         self._under_way += 1
         folder = self._run / secrets.token_hex(8)
         try:
             folder.mkdir()
-            return await self._take(await self._receive(body, folder / "original"), folder, arrival)
+            yield folder
         except OSError as error:
             if error.errno in _FULL:
                 raise OutOfSpace("The disk that keeps arriving pictures is full (PIXELGATE_DATA_DIR).") from error
@@ -113,7 +121,8 @@ class Arrivals:
                 f"A picture may have at most {self._limits.max_bytes:,} bytes (PIXELGATE_MAX_UPLOAD_MB)."
             )
 
-    async def _receive(self, body: AsyncIterator[bytes], path: Path) -> _Body:
+    async def receive(self, body: AsyncIterator[bytes], path: Path, check_size: Callable[[int], None]) -> Body:
+        """Write `body` to `path` while hashing it; `check_size` raises when it is too much."""
         digest, size, waiting = hashlib.sha256(), 0, bytearray()
         with path.open("xb", buffering=0) as file:
 
@@ -125,15 +134,15 @@ class Arrivals:
 
             async for chunk in body:
                 size += len(chunk)
-                self._check_size(size)
+                check_size(size)
                 waiting += chunk
                 if len(waiting) >= _WRITE_BYTES:
                     await asyncio.to_thread(keep, bytes(waiting))
                     waiting.clear()
             await asyncio.to_thread(keep, bytes(waiting))
-        return _Body(path, digest.digest(), size)
+        return Body(path, digest.digest(), size)
 
-    async def _take(self, body: _Body, folder: Path, arrival: Arrival) -> Arrived:
+    async def _take(self, body: Body, folder: Path, arrival: Arrival) -> Arrived:
         # Identical pictures wait for the first one here, before the decoder, and then find it stored.
         lock = self._same.setdefault(body.sha256, asyncio.Lock())
         async with lock:
@@ -145,7 +154,7 @@ class Arrivals:
             image_id, created = await self._store(body, processed, arrival)
         return await self._arrived("created" if created else "duplicate", image_id)
 
-    async def _store(self, body: _Body, processed: Processed, arrival: Arrival) -> tuple[int, bool]:
+    async def _store(self, body: Body, processed: Processed, arrival: Arrival) -> tuple[int, bool]:
         """Put the objects and write the rows; return the picture's id and whether it is new."""
         variant_type = VARIANT_MEDIA_TYPES[processed.has_alpha]
         objects = [
@@ -174,7 +183,7 @@ async def lock_hash(conn: Connection, sha256: bytes) -> None:
     await conn.execute("SELECT pg_advisory_xact_lock(%s)", (int.from_bytes(sha256[:8], "big", signed=True),))
 
 
-async def _insert(conn: Connection, body: _Body, processed: Processed, arrival: Arrival) -> int:
+async def _insert(conn: Connection, body: Body, processed: Processed, arrival: Arrival) -> int:
     # From here to the commit every other writer waits for the clock: the work is done, only rows are missing.
     tick = await (await conn.execute("UPDATE clock SET seq = seq + 1 RETURNING seq")).fetchone()
     assert tick is not None
@@ -211,7 +220,9 @@ async def _insert(conn: Connection, body: _Body, processed: Processed, arrival: 
     assert row is not None
     # Read after the clock was taken: a stage that is being switched on (`stages.enable_stages`) has either been
     # committed and is seen here, or sees this picture.
-    await conn.execute("INSERT INTO analyses (image_id, stage) SELECT %s, stage FROM stages WHERE enabled", (row[0],))
+    await conn.execute(
+        "INSERT INTO analyses (image_id, stage) SELECT %s, stage FROM stages WHERE enabled AND automatic", (row[0],)
+    )
     return int(row[0])
 
 

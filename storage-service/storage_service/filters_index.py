@@ -10,6 +10,7 @@ from pixelgate_common.contracts.filters import RECORD_FIELDS, All, Any_, Filter,
 from storage_service.payloads import (
     LONG_TEXTS,
     MAX_COUNT,
+    OBJECTS_KNOWN,
     count_token,
     presence_token,
     time_text,
@@ -115,9 +116,7 @@ def _count_span(field: str, low: int, high: int | None) -> Condition | None:
         return NEVER
     if low > MAX_COUNT or (high is not None and high + 1 > MAX_COUNT):
         return None
-    parts: list[Condition] = []
-    if low > 0:
-        parts.append(conditions.OneOf("tokens", (count_token(field, low),)))
+    parts: list[Condition] = [conditions.OneOf("tokens", (count_token(field, low) if low > 0 else OBJECTS_KNOWN,))]
     if high is not None:
         parts.append(conditions.Not(conditions.OneOf("tokens", (count_token(field, high + 1),))))
     return conditions.And(tuple(parts))

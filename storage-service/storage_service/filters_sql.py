@@ -94,7 +94,7 @@ def _count(leaf: Leaf, label: str, parameters: Parameters) -> sql.Composable:
     name = parameters.add(label)
     counted = _whole(sql.SQL("coalesce((i.object_counts ->> {})::bigint, 0)").format(name), numbers, parameters)
     if 0 in numbers:
-        return counted
+        return sql.SQL("(i.objects_known AND {})").format(counted)
     return sql.SQL("(i.object_counts ? {} AND {})").format(name, counted)  # the first half is indexed
 
 

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from storage_service.analyses import RetryPolicy
 from storage_service.arrival import Arrivals
+from storage_service.cutouts import Cutouts
 from storage_service.database import Database
 from storage_service.generations import Generations
 from storage_service.objects.protocol import ObjectStore
@@ -25,6 +26,7 @@ class Parts:
     objects: ObjectStore
     generations: Generations
     arrivals: Arrivals
+    cutouts: Cutouts
     removals: Removals
     retry: RetryPolicy
 

@@ -1,7 +1,8 @@
 """What a point in the vector index carries of its picture, so that a filter can be answered inside the index.
 
 Fields with a fixed name and short values stand as they are. All else stands in `tokens`, one keyword field: a token is
-`name=value` for equality, `name` for "has a value", and `objects.<label>>=n` for each count up to n.
+`name=value` for equality, `name` for "has a value", and `objects.<label>>=n` for each count up to n. `objects`
+by itself says that somebody has looked for objects: only then is a label that is not named there zero times.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ LONG_TEXTS = ("source_url", "page_url", "page_title", "alt_text", "caption")
 """Text fields that are only ever looked up whole: a token of their hash costs less than an index of the text."""
 MAX_COUNT = 16
 """The largest count of one label that tokens tell apart; filters that ask for more are answered by Postgres."""
+OBJECTS_KNOWN = "'objects"
+"""The token of a picture in which objects were looked for: only there is a label without a token zero times."""
 _COLUMNS = (
     "i.id, encode(i.sha256, 'hex') AS sha256, i.filename, i.media_type, i.format, i.width, i.height, i.bytes,"
     " i.created_at, i.captured_at, i.source_url, i.page_url, i.page_title, i.alt_text, i.caption, i.caption_by, i.tags,"
-    " i.attributes, i.exif, i.object_counts"
+    " i.attributes, i.exif, i.objects_known, i.object_counts"
 )
 _PLAIN = ("id", "sha256", "filename", "media_type", "format", "width", "height", "bytes", "caption_by")
 _TIMES = ("created_at", "captured_at")
@@ -76,6 +79,8 @@ def _tokens(row: Mapping[str, Any]) -> Iterator[str]:
             yield presence_token(f"{group}.{name}")
             if isinstance(value, bool | int | float | str):
                 yield value_token(f"{group}.{name}", value)
+    if row["objects_known"]:
+        yield OBJECTS_KNOWN
     for label, count in row["object_counts"].items():
         for n in range(1, min(count, MAX_COUNT) + 1):
             yield count_token(f"objects.{label}", n)

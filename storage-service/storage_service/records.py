@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from pixelgate_common.contracts.storage import STAGES, VARIANTS, ImagePatch, ImageRecord, StageOfImage, Variant
@@ -16,11 +15,12 @@ from storage_service.database import Connection
 
 _COLUMNS = (
     "id, encode(sha256, 'hex') AS sha256, filename, media_type, format, width, height, bytes, created_at, captured_at,"
-    " source_url, page_url, page_title, alt_text, tags, attributes, caption, caption_by, objects, palette, exif,"
-    " phash, thumbhash"
+    " source_url, page_url, page_title, alt_text, tags, attributes, caption, caption_by, objects, palette,"
+    " foreground_palette, exif, phash, thumbhash, has_cutout"
 )
 VARIANT_MEDIA_TYPES = {False: "image/jpeg", True: "image/webp"}
 """What the variants of a picture are, by whether it has transparent pixels."""
+CUTOUT_MEDIA_TYPE = "image/png"
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,23 @@ class StoredFiles:
     has_alpha: bool
     filename: str | None
     bytes: int
-    created_at: datetime
+    has_cutout: bool
+    cutout_tag: str | None
 
     def media_type_of(self, variant: Variant) -> str:
         """Return the media type of `variant`."""
+        if variant == "cutout":
+            return CUTOUT_MEDIA_TYPE
         return self.media_type if variant == "original" else VARIANT_MEDIA_TYPES[self.has_alpha]
+
+    def has(self, variant: Variant) -> bool:
+        """Whether there is such a file: all but a cutout are there from the arrival on."""
+        return variant != "cutout" or self.has_cutout
+
+    def etag(self, variant: Variant) -> str:
+        """Return the file's entity tag; a cutout can be made anew, so its own content is part of it."""
+        content = f"-{self.cutout_tag}" if variant == "cutout" else ""
+        return f'"{self.sha256.hex()[:32]}-{variant}{content}"'
 
 
 async def fetch_records(conn: Connection, ids: Sequence[int]) -> dict[int, ImageRecord]:
@@ -72,7 +84,8 @@ def _record(row: dict[str, Any], stages: Mapping[str, StageOfImage]) -> ImageRec
     row["phash"] = f"{row['phash'] & 0xFFFFFFFFFFFFFFFF:016x}"
     row["thumbhash"] = base64.b64encode(row["thumbhash"]).decode("ascii")
     row["stages"] = {stage: stages.get(stage) or StageOfImage(state="off") for stage in STAGES}
-    row["links"] = {variant: f"/v1/images/{row['id']}/{variant}" for variant in VARIANTS}
+    files: tuple[Variant, ...] = (*VARIANTS, "cutout") if row.pop("has_cutout") else VARIANTS
+    row["links"] = {variant: f"/v1/images/{row['id']}/{variant}" for variant in files}
     return ImageRecord.model_validate(row)
 
 
@@ -86,7 +99,8 @@ async def fetch_files(conn: Connection, ids: Sequence[int]) -> dict[int, StoredF
     """Return what serves the files of those `ids` that exist."""
     async with conn.cursor(row_factory=class_row(StoredFiles)) as cursor:
         await cursor.execute(
-            "SELECT id, sha256, media_type, has_alpha, filename, bytes, created_at FROM images WHERE id = ANY(%s)",
+            "SELECT id, sha256, media_type, has_alpha, filename, bytes, has_cutout,"
+            " left(encode(cutout_digest, 'hex'), 16) AS cutout_tag FROM images WHERE id = ANY(%s)",
             (list(ids),),
         )
         return {row.id: row for row in await cursor.fetchall()}

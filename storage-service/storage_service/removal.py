@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import get_args
 
 import structlog
-from pixelgate_common.contracts.storage import VARIANTS
+from pixelgate_common.contracts.storage import Variant
 from pixelgate_common.errors import NotFound, PixelgateError
 
 from storage_service.arrival import lock_hash
@@ -91,7 +92,7 @@ class Removals:
             await self._generations.remove([image_id])
             await lock_hash(conn, sha256)
             if await find_by_sha256(conn, sha256) is None:
-                await self._objects.delete([object_key(sha256, variant) for variant in VARIANTS])
+                await self._objects.delete([object_key(sha256, variant) for variant in get_args(Variant)])
             await conn.execute("DELETE FROM removals WHERE id = %s", (removal_id,))
 
     async def _keep_at_it(self) -> None:

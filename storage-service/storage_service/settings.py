@@ -12,9 +12,6 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from storage_service.limits import SearchLimits
 
-STAGES_TAKEN: tuple[StageName, ...] = ("clip", "resnet", "palette", "objects", "caption")
-"""The stages whose results this service can keep."""
-
 
 class Settings(ServiceSettings, PictureLimits, SearchLimits):
     """What storage-service can be told; a store's server is used in place of the embedded one where it is named."""
@@ -44,7 +41,8 @@ class Settings(ServiceSettings, PictureLimits, SearchLimits):
     s3_secure: bool = Field(True, validation_alias="S3_SECURE")
 
     stages: Annotated[tuple[StageName, ...], NoDecode] = Field(
-        ("clip", "resnet"), description="The stages that this installation runs, separated by commas."
+        ("clip", "resnet", "palette", "objects", "caption"),
+        description="The stages that look at every picture, separated by commas; cutout can be asked for without it.",
     )
     max_attempts: int = Field(5, ge=1, le=100, description="Attempts of one stage at one picture before it is parked.")
     retry_base_s: float = Field(2.0, gt=0, le=3600, description="Wait after the first failure; doubles with each one.")
@@ -54,6 +52,7 @@ class Settings(ServiceSettings, PictureLimits, SearchLimits):
         default_factory=lambda: min(8, os.cpu_count() or 1), ge=1, le=64, description="Child processes that decode."
     )
     max_waiting: int = Field(64, ge=0, le=10_000, description="Arrivals that may wait for a decoder; more get 503.")
+    max_cutout_mb: int = Field(32, ge=1, le=512, description="What the file of a cutout may have.")
     decode_timeout_s: float = Field(30.0, gt=0, le=600)
     decode_memory_mb: int = Field(1536, ge=128, le=65536, description="What one decoder may allocate at most.")
 
@@ -64,9 +63,7 @@ class Settings(ServiceSettings, PictureLimits, SearchLimits):
 
     @field_validator("stages")
     @classmethod
-    def _known(cls, value: tuple[StageName, ...]) -> tuple[StageName, ...]:
-        if not_taken := [stage for stage in value if stage not in STAGES_TAKEN]:
-            raise ValueError(f"{', '.join(not_taken)}: only {', '.join(STAGES_TAKEN)} can be kept")
+    def _in_order(cls, value: tuple[StageName, ...]) -> tuple[StageName, ...]:
         return tuple(stage for stage in STAGES if stage in value)
 
     @model_validator(mode="after")

@@ -16,6 +16,8 @@ log = structlog.get_logger(__name__)
 RATE_WINDOW_S = 60
 _RANGE_IDS = 20_000
 _LAST_ERRORS = 5
+ON_REQUEST: tuple[StageName, ...] = ("cutout",)
+"""Stages that are always on, and look at every picture only where the settings name them."""
 RESET = "token = NULL, lease_until = NULL, attempts = 0, not_before = now(), error = NULL"
 """Forgets everything in a row of `analyses` that belongs to an attempt."""
 
@@ -31,15 +33,15 @@ class Stage:
 
 
 async def enable_stages(db: Database, enabled: Collection[StageName]) -> None:
-    """Have exactly the `enabled` stages on, and give each picture a pending row for every one of them."""
+    """Have the `enabled` stages and those on request on, and give each picture a pending row for every enabled one."""
     async with db.connection() as conn:
         # In order, and the clock last: leases and results lock in this order too.
         for stage in sorted(STAGES):
             await conn.execute(
-                "INSERT INTO stages (stage, enabled) VALUES (%s, %s)"
-                " ON CONFLICT (stage) DO UPDATE SET enabled = excluded.enabled"
-                " WHERE stages.enabled <> excluded.enabled",
-                (stage, stage in enabled),
+                "INSERT INTO stages (stage, enabled, automatic) VALUES (%s, %s, %s)"
+                " ON CONFLICT (stage) DO UPDATE SET enabled = excluded.enabled, automatic = excluded.automatic"
+                " WHERE (stages.enabled, stages.automatic) <> (excluded.enabled, excluded.automatic)",
+                (stage, stage in enabled or stage in ON_REQUEST, stage in enabled),
             )
         # Arrivals hold the clock until they commit: after this, each has either committed or will see the stages above.
         await conn.execute("UPDATE clock SET seq = seq")

@@ -1,8 +1,8 @@
 """Full text: what a person types, as a tsquery that can match and can never be a syntax error.
 
-Every word must match: as the beginning of a word, whole words by their English stem, with its punctuation
-(`example.com`) or in its parts (`IMG_2034.jpg`). Words that English sentences are full of ("the", "on") are passed
-over unless there is nothing else. "Words in quotes" must stand one after the other.
+Every word must match: as the beginning of a word, whole words by their English stem or in the other number (`plurals`),
+with its punctuation (`example.com`) or in its parts (`IMG_2034.jpg`). Words that English sentences are full of ("the",
+"on") are passed over unless there is nothing else. "Words in quotes" must stand one after the other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from psycopg import sql
 
 from storage_service.database import Connection
 from storage_service.filters_sql import Parameters
+from storage_service.plurals import other_numbers
 
 _PIECES = re.compile(r'"([^"]*)"|([^\s"]+)')
 _PARTS = re.compile(r"[^\W_]+")
@@ -57,27 +58,33 @@ async def compile_words(conn: Connection, text: str, max_words: int) -> str | No
         "SELECT CASE WHEN phrase THEN phraseto_tsquery('simple', word) ELSE to_tsquery('simple', whole) END::text,"
         " CASE WHEN phrase THEN '' ELSE to_tsquery('simple', parts)::text END,"
         " CASE WHEN phrase THEN phraseto_tsquery('english', word) ELSE plainto_tsquery('english', word) END::text"
-        " FROM unnest(%s::text[], %s::bool[], %s::text[], %s::text[]) WITH ORDINALITY"
-        " AS given (word, phrase, whole, parts, place) ORDER BY place",
+        ", to_tsquery('simple', number)::text"
+        " FROM unnest(%s::text[], %s::bool[], %s::text[], %s::text[], %s::text[]) WITH ORDINALITY"
+        " AS given (word, phrase, whole, parts, number, place) ORDER BY place",
         (
             [word.text for word in words],
             [word.phrase for word in words],
             [_prefix(word.text) for word in words],
             [" & ".join(_prefix(part) for part in _PARTS.findall(word.text)) for word in words],
+            [" | ".join(f"'{form}'" for form in other_numbers(word.text) if not word.phrase) for word in words],
         ),
     )
-    compiled = [(_alternatives(whole, parts, stem), not stem) for whole, parts, stem in await rows.fetchall()]
+    compiled = [
+        (_alternatives(whole, parts, stem, number), not stem) for whole, parts, stem, number in await rows.fetchall()
+    ]
     telling = [query for query, stop in compiled if query and not stop] or [query for query, _ in compiled if query]
     return " & ".join(f"({query})" for query in telling) or None
 
 
-def _alternatives(whole: str, parts: str, stem: str) -> str:
-    """Return what is left of the three when none says what another says: each one more makes ranking slower."""
+def _alternatives(whole: str, parts: str, stem: str, number: str) -> str:
+    """Return what is left of the four when none says what another says: each one more makes ranking slower."""
     found = [query for query in dict.fromkeys((whole, parts)) if query]
     prefix = _ONE_PREFIX.fullmatch(whole)
     lexeme = _ONE_LEXEME.fullmatch(stem)
     if stem and not (prefix and lexeme and lexeme[1].startswith(prefix[1])):
         found.append(stem)
+    if number and number != stem:
+        found.append(number)
     return " | ".join(f"({query})" if "&" in query else query for query in found)
 
 

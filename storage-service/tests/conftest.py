@@ -48,7 +48,9 @@ def settings(postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Settings of a service of this test's own; what the machine's environment says of it does not count."""
     for name in [name for name in os.environ if name.startswith(("PIXELGATE_STORAGE_", "S3_", "QDRANT_"))]:
         monkeypatch.delenv(name)
-    return Settings(database_url=postgres_dsn, data_dir=tmp_path / "data", decoders=2, max_upload_mb=1)
+    return Settings(
+        database_url=postgres_dsn, data_dir=tmp_path / "data", decoders=2, max_upload_mb=1, stages=("clip", "resnet")
+    )
 
 
 class Service:
@@ -67,6 +69,27 @@ class Service:
         response = await self.upload(data, arrival)
         assert response.status_code == 201, response.text
         return Arrived.model_validate_json(response.content).image
+
+    async def lease(self, stage: str, limit: int = 100) -> list[dict[str, Any]]:
+        """Name the stage's model, and take work of it."""
+        model = {"fingerprint": f"test-{stage}-1", "model": "m", "dim": 8}
+        response = await self.client.put(f"/v1/stages/{stage}/model", json=model)
+        assert response.status_code == 200, response.text
+        body = {"fingerprint": model["fingerprint"], "limit": limit}
+        response = await self.client.post(f"/v1/stages/{stage}/lease", json=body)
+        assert response.status_code == 200, response.text
+        return list(response.json()["items"])
+
+    async def hand_in(self, stage: str, items: list[dict[str, Any]], result: Any) -> None:
+        """Hand `result` in for each of the leased `items`."""
+        done = [{"image_id": i["image_id"], "token": i["token"], "took_ms": 5, "result": result} for i in items]
+        body = {"fingerprint": f"test-{stage}-1", "items": done}
+        response = await self.client.post(f"/v1/stages/{stage}/results", json=body)
+        assert response.json() == {"accepted": len(items), "stale": 0}, response.text
+
+    async def record(self, image_id: int) -> ImageRecord:
+        """Return the picture's record."""
+        return ImageRecord.model_validate_json((await self.client.get(f"/v1/images/{image_id}")).content)
 
     async def value(self, query: str, *values: object) -> Any:
         """Return the first column of the first row that `query` finds."""

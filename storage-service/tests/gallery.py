@@ -42,6 +42,7 @@ async def add_image(conn: Connection, **given: Any) -> int:
         "has_alpha": False,
         "phash": number,
         "thumbhash": b"\x01",
+        "objects_known": "object_counts" in given,
         **given,
     }
     for name in ("attributes", "exif", "objects", "object_counts"):

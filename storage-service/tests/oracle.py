@@ -29,7 +29,8 @@ def _leaf(leaf: Leaf, picture: dict[str, Any]) -> bool:
         count = picture["object_counts"].get(name, 0)
         if leaf.exists is not None:
             return bool(count > 0) == leaf.exists
-        values = [count]
+        # Nobody has looked yet: then it is not known to be zero.
+        values = [count] if picture["objects_known"] else []
     elif group == "tags":
         values = picture["tags"]
     elif name:

@@ -67,6 +67,7 @@ def random_picture(chance: random.Random) -> dict[str, Any]:
         return chance.sample(values, chance.randint(0, most))
 
     tags = [text for text in TEXTS if text]
+    counts = {name: chance.choice([1, 2, 3, 15, 16, 17, 20]) for name in some(NAMES, 3)}
     return {
         "filename": maybe(TEXTS),
         "media_type": chance.choice(["image/jpeg", "image/png"]),
@@ -85,7 +86,8 @@ def random_picture(chance: random.Random) -> dict[str, Any]:
         "tags": some(tags, 4),
         "attributes": {name: chance.choice([None, *VALUES]) for name in some(NAMES, 4)},
         "exif": {name: chance.choice([None, [1, "a"], {"a": 1}, *VALUES]) for name in some(NAMES, 4)},
-        "object_counts": {name: chance.choice([1, 2, 3, 15, 16, 17, 20]) for name in some(NAMES, 3)},
+        "object_counts": counts,
+        "objects_known": bool(counts) or chance.random() < 0.5,
     }
 
 
@@ -181,6 +183,10 @@ FILTERS = st.recursive(
 @example({"field": "created_at", "gt": TIMES[0], "gte": TIMES[2]})
 @example({"field": "created_at", "lt": TIMES[2], "lte": TIMES[0]})
 @example({"field": "id", "eq": -1})
+@example({"field": "objects.a", "eq": 0})
+@example({"field": "objects.a", "lt": 2})
+@example({"field": "objects.a", "gte": 0})
+@example({"not": {"field": "objects.a", "gte": 1}})
 def test_both_translations_select_what_the_filter_means(shelf: Shelf, given_filter: dict[str, Any]) -> None:
     try:
         tree = FILTER.validate_python(given_filter)

@@ -9,6 +9,8 @@ from storage_service.objects.directory import DirectoryObjects
 from storage_service.objects.s3 import S3Objects
 from storage_service.settings import Settings
 
+AUTOMATIC = ("clip", "resnet", "palette", "objects", "caption")
+
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
@@ -21,25 +23,25 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 
 def test_defaults(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = Settings()
-    assert (settings.port, settings.host, settings.stages) == (8106, "127.0.0.1", ("clip", "resnet"))
+    assert (settings.port, settings.host, settings.stages) == (8106, "127.0.0.1", AUTOMATIC)
     assert (settings.max_upload_bytes, settings.max_pixels) == (25 << 20, 50_000_000)
     assert settings.data_dir == tmp_path
     assert isinstance(object_store(settings), DirectoryObjects)
 
 
 def test_stages_are_put_in_order(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("PIXELGATE_STORAGE_STAGES", "caption, clip")
-    assert Settings().stages == ("clip", "caption")
+    environment.setenv("PIXELGATE_STORAGE_STAGES", "cutout, caption, clip")
+    assert Settings().stages == ("clip", "caption", "cutout")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("PIXELGATE_STORAGE_STAGES", "clip,cutout", "cutout: only"),
         ("PIXELGATE_STORAGE_STAGES", "dreams", "stages"),
         ("PIXELGATE_STORAGE_DECODERS", "0", "decoders"),
         ("PIXELGATE_STORAGE_PORT", "99999", "port"),
         ("PIXELGATE_MAX_UPLOAD_MB", "0", "PIXELGATE_MAX_UPLOAD_MB"),
+        ("PIXELGATE_STORAGE_MAX_CUTOUT_MB", "0", "max_cutout_mb"),
         ("PIXELGATE_STORAGE_MAX_ATTEMPTS", "0", "max_attempts"),
         ("S3_ENDPOINT", "minio:9000", "S3_ACCESS_KEY"),
         ("DATABASE_URL", "changeme", "placeholder"),

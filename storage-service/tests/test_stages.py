@@ -6,13 +6,11 @@ import asyncio
 from typing import Any
 
 import numpy as np
-import pictures_made as made
 import pytest
-from conftest import Service, running
+from conftest import Service
 from pixelgate_common.vectors import encode_vector
 from storage_service.analyses import RetryPolicy
 from storage_service.database import Database
-from storage_service.settings import Settings
 from storage_service.stages import fetch_totals, fold_tallies
 
 CLIP = "test-clip-0001"
@@ -299,10 +297,12 @@ async def test_a_paused_stage_hands_out_nothing_but_takes_what_was_handed_out(te
 
 
 async def test_a_stage_that_is_off_is_404(service: Service) -> None:
-    for path, body in (("lease", {"fingerprint": "test-capt-0001", "limit": 1}), ("pause", None), ("rerun", None)):
-        assert (await service.client.post(f"/v1/stages/caption/{path}", json=body)).status_code == 404
+    asked = {"lease": {"fingerprint": "test-capt-0001", "limit": 1}, "request": {"image_ids": [1]}}
+    for path in ("lease", "request", "pause", "rerun"):
+        assert (await service.client.post(f"/v1/stages/caption/{path}", json=asked.get(path))).status_code == 404
     assert (await service.client.post("/v1/stages/dreams/pause")).status_code == 422
-    assert [one["stage"] for one in (await service.client.get("/v1/stages")).json()["stages"]] == ["clip", "resnet"]
+    stages = [one["stage"] for one in (await service.client.get("/v1/stages")).json()["stages"]]
+    assert stages == ["clip", "resnet", "cutout"], "a cutout can always be asked for"
 
 
 async def test_a_space_needs_its_dimension(service: Service) -> None:
@@ -365,38 +365,3 @@ def test_waits_double_up_to_a_limit() -> None:
     for attempts, expected in ((1, 2), (2, 4), (5, 32), (6, 60), (1000, 60)):
         waits = [policy.wait_s(attempts) for _ in range(50)]
         assert expected * 0.5 <= min(waits) < max(waits) <= expected * 1.5
-
-
-async def test_results_that_are_part_of_the_record(settings: Settings) -> None:
-    stages = ("caption", "objects", "palette")
-    async with running(settings.model_copy(update={"stages": stages})) as service:
-        one = await service.create(made.jpeg(seed=1))
-        two = await service.create(made.jpeg(seed=2))
-        await service.client.patch(f"/v1/images/{two.id}", json={"caption": "A person's word"})
-        found = {
-            "caption": {"caption": "a red square"},
-            "objects": {"objects": [{"label": "cat", "score": score, "box": [1, 2, 3, 4]} for score in (0.9, 0.8)]},
-            "palette": {"palette": [{"lab": [50, 60, 40], "hex": "#c02020", "share": 0.7}]},
-        }  # fmt: skip
-        for stage in stages:
-            model = {"fingerprint": f"test-{stage}-1", "model": "m"}
-            assert (await service.client.put(f"/v1/stages/{stage}/model", json=model)).status_code == 200
-            body = {"fingerprint": model["fingerprint"], "limit": 9}
-            batch = (await service.client.post(f"/v1/stages/{stage}/lease", json=body)).json()["items"]
-            items = [
-                {"image_id": item["image_id"], "token": item["token"], "took_ms": 5, "result": found[stage]}
-                for item in batch
-            ]
-            taken = await service.client.post(
-                f"/v1/stages/{stage}/results", json={"fingerprint": model["fingerprint"], "items": items}
-            )
-            assert taken.json() == {"accepted": 2, "stale": 0}, taken.text
-        first = (await service.client.get(f"/v1/images/{one.id}")).json()
-        assert (first["caption"], first["caption_by"]) == ("a red square", "model")
-        assert [found["label"] for found in first["objects"]] == ["cat", "cat"]
-        assert first["palette"][0]["hex"] == "#c02020"
-        assert await service.value("SELECT object_counts FROM images WHERE id = %s", one.id) == {"cat": 2}
-        second = (await service.client.get(f"/v1/images/{two.id}")).json()
-        assert (second["caption"], second["caption_by"]) == ("A person's word", "person")
-        stats = (await service.client.get("/v1/stats")).json()
-        assert stats["processing_ms"]["mean"] == 15

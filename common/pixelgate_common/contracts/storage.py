@@ -392,6 +392,14 @@ class LeaseReturn(BaseModel):
     tokens: list[str] = Field(min_length=1, max_length=256)
 
 
+class RequestAnalysis(BaseModel):
+    """Pictures that a stage shall look at, whether or not it looks at all (`POST /v1/stages/{stage}/request`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_ids: list[Annotated[int, Field(ge=1, lt=2**63)]] = Field(min_length=1, max_length=1000)
+
+
 class StageProgress(BaseModel):
     """How far one stage is with all pictures."""
 

@@ -24,6 +24,7 @@ _WHOLE_BYTES = 1 << 20  # up to this a file is read and sent at once
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _PLAIN = re.compile(r"[^A-Za-z0-9._ -]")
 _CACHE = "private, max-age=31536000, immutable"
+_CACHE_CUTOUT = "private, no-cache"  # another model makes another cutout, under the same address
 _SUFFIXES = {
     "image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/gif": ".gif", "image/tiff": ".tiff",
     "image/bmp": ".bmp", "image/avif": ".avif",
@@ -82,7 +83,7 @@ async def send_many(wanted: PreviewsWanted, parts: PartsNow) -> Response:
     ids = list(dict.fromkeys(wanted.image_ids))
     async with parts.db.connection() as conn:
         found = await fetch_files(conn, ids)
-    keys = {id_: object_key(files.sha256, wanted.variant) for id_, files in found.items()}
+    keys = {id_: object_key(files.sha256, wanted.variant) for id_, files in found.items() if files.has(wanted.variant)}
     if wanted.variant == "original":
         known: dict[int, int | None] = {id_: files.bytes for id_, files in found.items()}
     else:
@@ -111,8 +112,10 @@ async def _send(parts: Parts, image_id: int, variant: Variant, asked: _Asked, *,
     if files is None:
         raise NotFound(f"There is no picture {image_id}.")
     key = object_key(files.sha256, variant)
-    etag = f'"{files.sha256.hex()[:32]}-{variant}"'
-    headers = {"ETag": etag, "Cache-Control": _CACHE}
+    if not files.has(variant):
+        raise NotFound(f"Picture {image_id} has no {variant} (yet).")
+    etag = files.etag(variant)
+    headers = {"ETag": etag, "Cache-Control": _CACHE_CUTOUT if variant == "cutout" else _CACHE}
     if _matches(asked.if_none_match, etag):
         return Response(status_code=304, headers=headers)
     size = files.bytes if variant == "original" else await parts.objects.size(key)

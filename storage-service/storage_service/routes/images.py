@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from pixelgate_common.contracts.problems import Problem
@@ -17,6 +17,13 @@ from storage_service.records import fetch_record, patch_record
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 ImageId = Annotated[int, Path(ge=1, lt=1 << 63)]
+RAW_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+"""What OpenAPI is told of a route that takes a file as it is."""
 
 
 @router.post(
@@ -29,12 +36,7 @@ ImageId = Annotated[int, Path(ge=1, lt=1 << 63)]
         503: {"model": Problem},
         507: {"model": Problem},
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-        }
-    },
+    openapi_extra=RAW_BODY,
 )
 async def take(
     request: Request,
@@ -45,7 +47,7 @@ async def take(
     """Store the picture that is the request's raw body: 201 when it is new, 200 when its bytes are known."""
     declared = request.headers.get("content-length", "")
     arrived = await parts.arrivals.take(
-        _body(request), _arrival(arrival_header), int(declared) if declared.isdecimal() else None
+        request_body(request), _arrival(arrival_header), int(declared) if declared.isdecimal() else None
     )
     if arrived.outcome == "duplicate":
         response.status_code = 200
@@ -78,7 +80,8 @@ async def delete(image_id: ImageId, parts: PartsNow) -> None:
     await parts.removals.delete(image_id)
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
+async def request_body(request: Request) -> AsyncIterator[bytes]:
+    """Yield the request's body; InvalidRequest when the client goes away in the middle of it."""
     try:
         async for chunk in request.stream():
             yield chunk

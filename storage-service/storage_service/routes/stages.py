@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.contracts.storage import (
     LeaseBatch,
     LeaseReturn,
     LeaseWanted,
+    RequestAnalysis,
     ResultsTaken,
     StageList,
     StageModel,
@@ -19,6 +23,7 @@ from pixelgate_common.errors import NotFound
 
 from storage_service import analyses, stages
 from storage_service.parts import Parts, PartsNow
+from storage_service.routes.images import RAW_BODY, ImageId, request_body
 from storage_service.stats import fetch_stats
 
 router = APIRouter(prefix="/v1", tags=["stages"])
@@ -47,6 +52,36 @@ async def lease(stage: StageName, wanted: LeaseWanted, parts: PartsNow) -> Lease
 async def take_results(stage: StageName, results: StageResults, parts: PartsNow) -> ResultsTaken:
     """Keep what a worker found."""
     return await analyses.take_results(parts.db, parts.generations, stage, results, parts.retry)
+
+
+@router.put(
+    "/stages/cutout/files/{image_id}",
+    status_code=204,
+    responses={
+        409: {"model": Problem, "description": "The lease has gone to somebody else"},
+        413: {"model": Problem},
+        415: {"model": Problem},
+        422: {"model": Problem},
+    },
+    openapi_extra=RAW_BODY,
+)
+async def put_cutout(
+    image_id: ImageId,
+    token: Annotated[str, Query(min_length=1, max_length=100)],
+    request: Request,
+    parts: PartsNow,
+) -> Response:
+    """Keep the PNG that is the request's raw body as the picture's cutout; it is shown once its result has come."""
+    declared = request.headers.get("content-length", "")
+    await parts.cutouts.put(image_id, token, request_body(request), int(declared) if declared.isdecimal() else None)
+    return Response(status_code=204)
+
+
+@router.post("/stages/{stage}/request")
+async def request_analysis(stage: StageName, wanted: RequestAnalysis, parts: PartsNow) -> StageProgress:
+    """Have the stage look at these pictures, also where it does not look at every one by itself (cutout)."""
+    await analyses.request(parts.db, stage, wanted.image_ids)
+    return await _progress_of(parts, stage)
 
 
 @router.post("/stages/{stage}/release", status_code=204)
