@@ -86,7 +86,7 @@ def same_ranking(hits: Sequence[dict[str, Any]], distances: dict[int, float], to
 
 
 def queries(count: int, seed: str) -> list[list[Weighted]]:
-    """Return queries of one to three colours by chance, none of them grey, with weights."""
+    """Return queries of one to three colours by chance, none of them near to grey, with weights."""
     rng = Random(f"colours {seed}")
     made: list[list[Weighted]] = []
     while len(made) < count:
@@ -94,7 +94,8 @@ def queries(count: int, seed: str) -> list[list[Weighted]]:
             ((rng.randrange(256), rng.randrange(256), rng.randrange(256)), rng.choice((0.25, 0.5, 1.0, 2.0)))
             for _ in range(1 + len(made) % 3)
         ]
-        if all(complement(color) is not None for color, _ in colors):
+        # What has next to no hue may be left out by a search for complements: that is not what is measured here.
+        if all(max(color) - min(color) >= 32 for color, _ in colors):
             made.append(colors)
     return made
 
