@@ -7,13 +7,12 @@ Loading one needs neither torch nor open_clip, which makes a start take a second
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from pixelgate_common.inference.artifact_cache import draft_of
 
 from embed_service.catalogue import ModelSource
 from embed_service.pixels import Preprocess
@@ -48,18 +47,9 @@ class Order:
     target: Path
     half: bool
 
-    @contextmanager
-    def draft(self) -> Iterator[Path]:
+    def draft(self) -> AbstractContextManager[Path]:
         """Give an empty folder, which becomes `target` when the block succeeds and vanishes when it fails."""
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
-        try:
-            yield folder
-            folder.chmod(0o755)
-            with suppress(OSError):  # another process was faster, which is as good; the reader finds out
-                folder.rename(self.target)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return draft_of(self.target)
 
     def to_json(self) -> str:
         """Return this order as JSON."""

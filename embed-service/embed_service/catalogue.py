@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from embed_service.errors import ModelMissing, ModelProblem
+from pixelgate_common.inference.errors import ModelMissing, ModelProblem
+
 from embed_service.settings import Settings
 
 Slot = Literal["clip", "resnet"]

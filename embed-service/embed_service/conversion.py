@@ -17,13 +17,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pixelgate_common.digests import digest_of
+from pixelgate_common.inference.errors import ModelProblem
+from pixelgate_common.inference.openvino_runtime import openvino
 from pixelgate_common.vectors import FloatVector, encode_vector
 from torch import Tensor
 
 from embed_service import artifacts, golden, light_tokenizer, towers
 from embed_service.artifacts import Artifact, Order, TextFacts
-from embed_service.errors import ModelProblem
-from embed_service.runners import openvino_without_telemetry as openvino
 from embed_service.tokens import PROBES
 
 

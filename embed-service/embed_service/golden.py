@@ -6,11 +6,8 @@ it is computed once in fp32, by the library's own code and preprocessing, and re
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -19,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pixelgate_common.digests import write_atomically
+from pixelgate_common.inference.errors import ModelProblem, WrongAnswer
+from pixelgate_common.inference.model_lock import ModelLock
 from pixelgate_common.vectors import decode_vector
 
 from embed_service.artifacts import Artifact
 from embed_service.catalogue import ModelSource
-from embed_service.errors import ModelChanged, ModelProblem, WrongAnswer
 from embed_service.pixels import Preprocess, fit
 
 TEXT = "a photograph of two cats and a red bus in front of a café, 1987"
@@ -65,25 +62,14 @@ def expected_vectors(source: ModelSource, artifact: Artifact, lock: Path) -> dic
         return dict(known[artifact.fingerprint])
     # A starter model changes with the repository, so its name alone promises nothing.
     key = f"{source.slot}:{source.name}" + (f":{artifact.fingerprint}" if source.name == "starter" else "")
-    with _alone(lock):
-        entries = _read(lock)
-        if key not in entries:
-            entry = {
-                "fingerprint": artifact.fingerprint,
-                "weights_sha256": artifact.weights_sha256,
-                "image": artifact.image_vector,
-            }
-            if artifact.text_vector is not None:
-                entry["text"] = artifact.text_vector
-            entries[key] = entry
-            _write(lock, entries)
-    entry = entries[key]
-    if entry["fingerprint"] != artifact.fingerprint:
-        what = "weights" if entry["weights_sha256"] != artifact.weights_sha256 else "configuration or preprocessing"
-        raise ModelChanged(
-            f"{source.name} has other {what} than when it was first loaded. "
-            f"If that is meant, remove the entry {key!r} from {lock}."
-        )
+    entry = {
+        "fingerprint": artifact.fingerprint,
+        "weights_sha256": artifact.weights_sha256,
+        "image": artifact.image_vector,
+    }
+    if artifact.text_vector is not None:
+        entry["text"] = artifact.text_vector
+    entry = ModelLock(lock).check_or_record("embed", key, entry, name=source.name)
     return {kind: entry[kind] for kind in ("image", "text") if kind in entry}
 
 
@@ -99,39 +85,3 @@ def check(name: str, kind: str, vector: npt.NDArray[np.float32], expected: str) 
             f"{name} gives another vector for the known {kind} than recorded (cosine {cosine:.4f}, length "
             f"{length:.3f}): its weights, its preprocessing or this machine's arithmetic are not what they were."
         )
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Keep other threads and services from writing `lock` meanwhile."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(lock.parent, os.O_RDONLY)
-    except OSError as error:
-        raise ModelProblem(f"The folder of {lock} cannot be used: {error}") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
-def _read(lock: Path) -> dict[str, dict[str, str]]:
-    try:
-        content = json.loads(lock.read_text(encoding="utf-8"))
-        return dict(content.get("embed", {}))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError) as error:
-        raise ModelProblem(f"{lock} cannot be read: {error}") from error
-
-
-def _write(lock: Path, entries: dict[str, dict[str, str]]) -> None:
-    content: dict[str, Any] = {}
-    if lock.exists():
-        content = json.loads(lock.read_text(encoding="utf-8"))
-    content["embed"] = entries
-    try:
-        write_atomically(lock, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-    except OSError as error:
-        raise ModelProblem(f"The model's golden vector cannot be recorded in {lock}: {error}") from error

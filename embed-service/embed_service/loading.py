@@ -12,14 +12,15 @@ import numpy.typing as npt
 import structlog
 from pixelgate_common.contracts.embed import EmbedModel
 from pixelgate_common.images import DecodeLimits
+from pixelgate_common.inference.errors import WrongAnswer
+from pixelgate_common.inference.openvino_runtime import Precision, cpu_has_bf16
 
 from embed_service import golden, pixels, tokens
 from embed_service.artifact_cache import get_artifact, make_missing, order_for
 from embed_service.artifacts import Artifact
 from embed_service.catalogue import ModelSource, wanted
-from embed_service.errors import WrongAnswer
 from embed_service.pixels import Preprocess
-from embed_service.runners import FloatMatrix, OpenVinoRunner, Precision, Runner, cpu_has_bf16
+from embed_service.runners import FloatMatrix, OpenVinoRunner, Runner
 from embed_service.settings import Settings
 from embed_service.tokens import TokenIds, Tokenize
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import structlog
+from pixelgate_common.inference.errors import ModelProblem
 from pixelgate_common.logs import configure_logs
 from pixelgate_common.service import serve
 
 from embed_service.app import SERVICE, create_app
-from embed_service.errors import ModelProblem
 from embed_service.settings import Settings
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pixelgate_common.images import DecodeLimits, decode
-
-from embed_service.errors import ModelProblem
+from pixelgate_common.inference.errors import ModelProblem
 
 Pixels = npt.NDArray[np.uint8]
 ResizeMode = Literal["shortest", "longest", "squash"]

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from pixelgate_common.inference.errors import ModelProblem
 
 from embed_service.catalogue import ModelSource
-from embed_service.errors import ModelProblem
 from embed_service.pixels import Preprocess
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: nothing is fetched, ever

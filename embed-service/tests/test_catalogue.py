@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from embed_service.catalogue import find, model_set, wanted
-from embed_service.errors import ModelMissing, ModelProblem
 from embed_service.settings import Settings
+from pixelgate_common.inference.errors import ModelMissing, ModelProblem
 
 CLIP, RESNET = "clip/ViT-B-32/laion2b_s34b_b79k", "resnet/resnet34/IMAGENET1K_V1"
 

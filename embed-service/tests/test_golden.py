@@ -11,7 +11,7 @@ from embed_fakes import SQUASH_8, fake_model
 from embed_service import golden
 from embed_service.artifacts import Artifact
 from embed_service.catalogue import ModelSource
-from embed_service.errors import ModelChanged, ModelProblem, WrongAnswer
+from pixelgate_common.inference.errors import ModelChanged, ModelProblem, WrongAnswer
 from pixelgate_common.vectors import encode_vector
 
 RIGHT = encode_vector(np.array([0.6, 0.8, 0.0]))

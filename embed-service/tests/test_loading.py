@@ -23,12 +23,12 @@ from embed_service.app import create_app
 from embed_service.artifact_cache import get_artifact, order_for
 from embed_service.catalogue import find, wanted
 from embed_service.conversion import convert
-from embed_service.errors import ModelChanged, ModelProblem, WrongAnswer
 from embed_service.loading import Model, load_all, load_model
 from embed_service.settings import Settings
 from embed_service.tokens import PROBES
 from PIL import Image
 from pixelgate_common.contracts.embed import Embedded
+from pixelgate_common.inference.errors import ModelChanged, ModelProblem, WrongAnswer
 from pixelgate_common.vectors import decode_vector, encode_vector
 
 Vectors = npt.NDArray[np.float32]

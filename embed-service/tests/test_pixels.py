@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from embed_fakes import SQUASH_8, jpeg, scenery
-from embed_service.errors import ModelProblem
 from embed_service.pixels import Preprocess, fit, prepare
 from PIL import Image
 from pixelgate_common.images import BrokenImage, DecodeLimits, ImageTooLarge, NotAnImage
+from pixelgate_common.inference.errors import ModelProblem
 
 GOOD: dict[str, Any] = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
 
