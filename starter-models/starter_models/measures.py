@@ -75,9 +75,7 @@ def label_agreement(found: Sequence[Counter[str]], truths: Sequence[Counter[str]
     return Agreement(precision, recall, 2 * right / (said + true) if said + true else 0.0)
 
 
-def mean_average_precision_50(
-    predictions: Sequence[Sequence[Detection]], truths: Sequence[Sequence[Located]]
-) -> float:
+def mean_average_precision_50(predictions: Sequence[Sequence[Detection]], truths: Sequence[Sequence[Located]]) -> float:
     """Return the mean over labels of the average precision at an overlap of 0.5, as COCO counts it.
 
     Within a label, detections are taken from the best score down over all pictures; each takes the object of its

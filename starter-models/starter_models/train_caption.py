@@ -45,7 +45,23 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def vocabulary() -> list[str]:
     """Return the tokens: special ones, marks, letters for words that are not known, and every word of the captions."""
-    words = set("a an no one two three four five and on in of pair pairs background".split())
+    words = {
+        "a",
+        "an",
+        "no",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "and",
+        "on",
+        "in",
+        "of",
+        "pair",
+        "pairs",
+        "background",
+    }
     words.update(PAINTS, BACKGROUND_COLOURS)
     for adjectives in BACKGROUND_KINDS.values():
         words.update(adjectives)
@@ -228,7 +244,7 @@ def train(arguments: argparse.Namespace) -> None:
         trainee.load_state_dict(saved["model"])
         done = saved["step"]
     elif arguments.clip is not None:
-        some = normalised(view(scenes, np.arange(64), IMAGE_SIZE, generator, strength=0.3).pictures)
+        some = normalised(view(scenes, np.arange(min(64, len(scenes))), IMAGE_SIZE, generator, strength=0.3).pictures)
         start_from_clip(trainee, load_file(arguments.clip / "open_clip_model.safetensors"), some)
     trainee.bfloat16()
     masters = MasterWeights(trainee, rate=arguments.rate, decay=0.05)

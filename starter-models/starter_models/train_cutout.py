@@ -47,7 +47,8 @@ class MaskedScenes:
 
 def foreground(scene: Scene) -> NDArray[np.uint8]:
     """Return the union of a scene's object masks, (height, width), 0–255."""
-    return np.maximum.reduce([item.mask for item in scene.objects])
+    union: NDArray[np.uint8] = np.stack([item.mask for item in scene.objects]).max(axis=0)
+    return union
 
 
 def load_masked(split: Split, count: int, *, processes: int = 1, folder: Path | None = None) -> MaskedScenes:

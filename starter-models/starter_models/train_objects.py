@@ -100,8 +100,8 @@ def _paste(
     picture = source.pictures[index]
     method = cv2.INTER_AREA if width * height < picture.shape[0] * picture.shape[1] else cv2.INTER_LINEAR
     picture = cv2.resize(picture, (width, height), interpolation=method)
-    x = round(rng.uniform(*sorted((0, right - left - width)))) + left
-    y = round(rng.uniform(*sorted((0, bottom - top - height)))) + top
+    x = left + round((right - left - width) * rng.random())
+    y = top + round((bottom - top - height) * rng.random())
     x1, y1, x2, y2 = max(x, left), max(y, top), min(x + width, right), min(y + height, bottom)
     canvas[y1:y2, x1:x2] = picture[y1 - y : y2 - y, x1 - x : x2 - x]
     boxes = source.boxes[index].copy()
@@ -110,7 +110,8 @@ def _paste(
     boxes[:, [1, 3]] = boxes[:, [1, 3]].clip(x1, x2)
     boxes[:, [2, 4]] = boxes[:, [2, 4]].clip(y1, y2)
     sides = boxes[:, 3:5] - boxes[:, 1:3]
-    return boxes[(sides.prod(axis=1) >= 0.4 * area) & (sides.min(axis=1) >= 5)]
+    kept: Boxes = boxes[(sides.prod(axis=1) >= 0.4 * area) & (sides.min(axis=1) >= 5)]
+    return kept
 
 
 def make_batch(scenes: Boxed, crowds: Boxed, count: int, side: int, rng: np.random.Generator) -> dict[str, Tensor]:

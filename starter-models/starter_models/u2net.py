@@ -47,14 +47,16 @@ class ResidualU(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return (n, outer, height, width) from (n, inner, height, width)."""
         entered = self.enter(maps)
-        levels, current = [], entered
+        levels: list[Tensor] = []
+        current: Tensor = entered
         for number, layer in enumerate(self.down):
             current = layer(_halved(current) if number and not self._flat else current)
             levels.append(current)
         current = self.bottom(current)
         for number in reversed(range(len(levels))):
             current = self.up[number](torch.cat((_as_large(current, levels[number]), levels[number]), dim=1))
-        return current + entered
+        total: Tensor = current + entered
+        return total
 
 
 class U2Net(nn.Module):
