@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from starter_models import train_clip
-from starter_models.batches import View, shuffled, view
+from starter_models.batches import shuffled, view
 from starter_models.captions import canonical
 from starter_models.half_precision import MasterWeights
 from starter_models.labels import BACKGROUND_COLOURS, BACKGROUND_KINDS, LABELS, PAINTS
@@ -114,11 +114,10 @@ class Trainee(nn.Module):
         self.blip: Any = BlipForConditionalGeneration(model_config(tokenizer))
         self.patch_head = nn.Linear(WIDTH, len(LABELS) + 1)
 
-    def forward(self, pictures: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return patch logits (n, patches, labels + 1) and word logits (n, tokens, vocabulary)."""
-        seen = self.blip.vision_model(pixel_values=pictures)[0]
-        words = self.blip.text_decoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, use_cache=False)
-        return self.patch_head(seen[:, 1:]), words.logits
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the picture's tokens, (n, 1 + patches, width), from pictures in 0–1."""
+        tokens: Tensor = self.blip.vision_model(pixel_values=normalised(pictures).bfloat16())[0]
+        return tokens
 
 
 def start_from_clip(trainee: Trainee, weights: dict[str, Tensor], pictures: Tensor) -> None:
@@ -176,16 +175,20 @@ def normalised(pictures: Tensor) -> Tensor:
     return (pictures - mean) / std
 
 
-def losses(trainee: Trainee, seen: View, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of a word and of a patch."""
-    assert seen.patches is not None
-    patches, words = trainee(normalised(seen.pictures).bfloat16(), ids, mask)
+def word_loss(trainee: Trainee, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean loss of a word, given what the picture's tokens are seen as."""
+    decoder = trainee.blip.text_decoder
+    words = decoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, use_cache=False).logits
     targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-    word_loss = F.cross_entropy(words[:, :-1].float().flatten(0, 1), targets.flatten())
-    patch_loss = -(F.log_softmax(patches.float(), dim=-1) * seen.patches).sum(dim=-1)
+    return F.cross_entropy(words[:, :-1].float().flatten(0, 1), targets.flatten())
+
+
+def patch_loss(trainee: Trainee, seen: Tensor, shares: Tensor) -> Tensor:
+    """Return the mean loss of a patch's label, given what the picture's tokens are seen as."""
+    scores = F.log_softmax(trainee.patch_head(seen[:, 1:]).float(), dim=-1)
     # Background patches outnumber object patches about four to one.
-    weight = 1 - 0.75 * seen.patches[..., 0]
-    return word_loss, (patch_loss * weight).sum() / weight.sum()
+    weight = 1 - 0.75 * shares[..., 0]
+    return -((scores * shares).sum(dim=-1) * weight).sum() / weight.sum()
 
 
 @torch.no_grad()
@@ -252,21 +255,30 @@ def train(arguments: argparse.Namespace) -> None:
         masters.load_values(list(saved["masters"]))
     batches = shuffled(len(scenes), arguments.batch, np.random.default_rng(arguments.seed + done))
     generator.manual_seed(arguments.seed + done)
-    started, running = time.monotonic(), [math.nan, math.nan]
+    crowds = load_rendered("train", arguments.crowds, crowd=True, folder=arguments.work)
+    crowd_batches = shuffled(len(crowds), arguments.batch, np.random.default_rng(arguments.seed + done))
+    started, running = time.monotonic(), {"word": math.nan, "patch": math.nan}
     for step in range(arguments.steps):
-        indices = next(batches)
-        seen = view(scenes, indices, IMAGE_SIZE, generator, strength=arguments.strength, patch=PATCH_SIZE, flip=True)
-        ids, mask = encode(tokenizer, [canonical(scenes.facts[index]) for index in indices])
-        parts = losses(trainee, seen, ids, mask)
-        torch.autograd.backward(parts[0] + 0.5 * parts[1])
+        parts: dict[str, Tensor] = {}
+        # Crowds have no sentence, but four times the objects to be told apart.
+        if step % 2 and step < arguments.crowded * arguments.steps:
+            cut = view(crowds, next(crowd_batches), IMAGE_SIZE, generator, strength=0.8, patch=PATCH_SIZE, flip=True)
+            seen = trainee(cut.pictures)
+        else:
+            indices = next(batches)
+            cut = view(scenes, indices, IMAGE_SIZE, generator, strength=arguments.strength, patch=PATCH_SIZE, flip=True)
+            seen = trainee(cut.pictures)
+            ids, mask = encode(tokenizer, [canonical(scenes.facts[index]) for index in indices])
+            parts["word"] = word_loss(trainee, seen, ids, mask)
+        assert cut.patches is not None
+        parts["patch"] = 0.5 * patch_loss(trainee, seen, cut.patches)
+        torch.autograd.backward(torch.stack(list(parts.values())).sum())
         masters.step(step / arguments.steps)
-        running = [
-            value.item() if math.isnan(old) else 0.95 * old + 0.05 * value.item()
-            for old, value in zip(running, parts, strict=True)
-        ]
+        for name, part in parts.items():
+            running[name] = part.item() if math.isnan(running[name]) else 0.95 * running[name] + 0.05 * part.item()
         if step % 20 == 0:
             speed = (step + 1) * arguments.batch / (time.monotonic() - started)
-            print(f"{step} {speed:.0f}/s word {running[0]:.4f} patch {running[1]:.4f}", flush=True)
+            print(f"{step} {speed:.0f}/s word {running['word']:.4f} patch {running['patch']:.4f}", flush=True)
         if step % arguments.every == arguments.every - 1 or step == arguments.steps - 1:
             found = quick_agreement(trainee, validation, tokenizer, min(200, arguments.validation))
             print(f"step {done + step + 1}: validation {found}", flush=True)
@@ -283,6 +295,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=7e-4)
     parser.add_argument("--strength", type=float, default=0.3, help="of what changes pictures; much of it cuts things")
     parser.add_argument("--scenes", type=int, default=train_clip.TRAINING_SCENES)
+    parser.add_argument("--crowds", type=int, default=10_000)
+    parser.add_argument(
+        "--crowded", type=float, default=0.6, help="until this part of the steps every other is a crowd"
+    )
     parser.add_argument("--validation", type=int, default=1000)
     parser.add_argument("--every", type=int, default=250, help="steps from one checkpoint to the next")
     parser.add_argument("--threads", type=int, default=2)

@@ -109,7 +109,7 @@ def test_clips_first_layers_see_alike_in_blip(rendered: RenderedScenes) -> None:
 
 
 def test_caption_training_goes_on_and_writes_a_folder_for_transformers(work: Path) -> None:
-    common = ["--batch", "4", "--scenes", "24", "--validation", "12", "--threads", "1"]
+    common = ["--batch", "4", "--scenes", "24", "--crowds", "6", "--validation", "12", "--threads", "1"]
     common += ["--work", str(work), "--out", str(work / "caption")]
     train_caption.main([*common, "--steps", "2"])
     before = load_file(work / "caption" / "model.safetensors")
