@@ -272,6 +272,7 @@ def test_a_deleted_picture_takes_its_cutout_and_its_pairs_along(analysed: Analys
     client = analysed.client
     original, copy = next(pair for pair in copies.items() if pair in same_pairs(client))
     files = stored_files(analysed.system.data_dir)
+    assert "cutout" in analysed.record(copy)["links"]
     assert client.get(f"/v1/images/{copy}/cutout").status_code == 200
     assert client.delete(f"/v1/images/{copy}").status_code == 204
     assert client.get(f"/v1/images/{copy}/cutout").status_code == 404

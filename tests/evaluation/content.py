@@ -59,7 +59,7 @@ def cutouts(library: Library, ids: Sequence[int], aim: float | None = 0.93) -> F
 
 def cutout_alpha(library: Library, image_id: int) -> NDArray[np.uint8]:
     """Return the stored cutout's alpha in the original's size, (height, width), 0–255."""
-    answer = library.client.get(f"/v1/images/{image_id}/cutout").raise_for_status()
+    answer = library.client.get(library.records[image_id]["links"]["cutout"]).raise_for_status()
     return alpha_of(answer.content, library.scenes[image_id].picture.size)
 
 
