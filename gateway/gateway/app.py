@@ -17,6 +17,7 @@ from pixelgate_common.images import DecodeLimits
 from pixelgate_common.metrics import metrics_router
 from pixelgate_common.middleware import BodyCap, RequestContext
 
+from gateway.analyst import Analyst
 from gateway.auth import Authenticator, KeyCheck, OpenAuthenticator
 from gateway.clients.caption import CaptionClient
 from gateway.clients.color import ColorClient
@@ -30,9 +31,22 @@ from gateway.limits import Admission, body_limit
 from gateway.model_directory import ModelDirectory
 from gateway.parts import GatewayParts
 from gateway.pictures import Cropper
-from gateway.routes import docs, embeddings, events, images, search, stages, stats
+from gateway.routes import (
+    analyse,
+    docs,
+    duplicates,
+    embeddings,
+    events,
+    images,
+    models,
+    renderings,
+    search,
+    stages,
+    stats,
+)
 from gateway.searcher import Searcher
 from gateway.settings import GatewaySettings
+from gateway.sources import Sources
 from gateway.uploads import Uploads
 
 _DESCRIPTION = "Store pictures, and find them again by words, by picture and by metadata."
@@ -74,7 +88,7 @@ def create_app(
             caption = CaptionClient(to_caption, token=settings.service_token, retry_s=settings.retry_s)
             detect = DetectClient(to_detect, token=settings.service_token, retry_s=settings.retry_s)
             color = ColorClient(to_color, token=settings.service_token, retry_s=settings.retry_s)
-            models = ModelDirectory(embed, settings.models_ttl_s)
+            directory = ModelDirectory(embed, settings.models_ttl_s)
             limits = DecodeLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels)
             cropper = Cropper(limits)
             stack.callback(cropper.close)
@@ -87,10 +101,12 @@ def create_app(
                 caption=caption,
                 detect=detect,
                 color=color,
-                models=models,
+                models=directory,
+                sources=Sources(settings, storage, fetching),
+                analyst=Analyst(storage, caption, detect, color),
                 uploads=Uploads(settings, storage, fetching),
-                searcher=Searcher(settings, storage, embed, models, fetching),
-                embedder=Embedder(settings, embed, models, fetching),
+                searcher=Searcher(settings, storage, embed, directory, fetching),
+                embedder=Embedder(settings, embed, directory, fetching),
                 cropper=cropper,
                 feed=feed,
             )
@@ -108,7 +124,10 @@ def create_app(
             503: {"model": Problem, "description": "A part is away, or there is too much work; see Retry-After"},
         },
     )
-    for module in (images, search, embeddings, stages, events, stats, docs):
+    # What is made of a picture stands before its files, one of which it would be taken for.
+    for module in (
+        renderings, images, search, analyse, duplicates, embeddings, stages, events, stats, models, docs,
+    ):  # fmt: skip
         app.include_router(module.router)
     checks: dict[str, Check] = {"storage": lambda: _storage(app), "embed": lambda: _embed(app)}
     # Without these, pictures are still stored and found; only their own routes answer 503.

@@ -19,6 +19,9 @@ from gateway.settings import MB, GatewaySettings
 _FORM_OVERHEAD_BYTES = MB
 """What a multipart body of one picture may have beside the picture: boundaries, headers, form fields."""
 _NO_BODY_BYTES = 64 * 1024
+_SEARCHES = frozenset({"/v1/search", "/v1/search/by-image", "/v1/embeddings"})
+_ANALYSES = frozenset({"/v1/caption", "/v1/objects", "/v1/palette", "/v1/cutout", "/v1/blend", "/v1/collage"})
+_RENDERINGS = ("/cutout", "/annotated")
 
 
 def body_limit(settings: GatewaySettings) -> Callable[[Scope], int]:
@@ -33,7 +36,11 @@ def body_limit(settings: GatewaySettings) -> Callable[[Scope], int]:
                 return settings.max_body_mb * MB
             case "/v1/search/by-image":
                 return settings.max_upload_bytes + _FORM_OVERHEAD_BYTES
-            case "/v1/search" | "/v1/embeddings":
+            case "/v1/caption" | "/v1/objects" | "/v1/palette" | "/v1/cutout" if multipart:
+                return settings.max_upload_bytes + _FORM_OVERHEAD_BYTES
+            case "/v1/blend" if multipart:
+                return 3 * settings.max_upload_bytes + _FORM_OVERHEAD_BYTES
+            case "/v1/search" | "/v1/embeddings" | "/v1/collage":
                 return settings.max_json_mb * MB
             case _:
                 return MB
@@ -78,7 +85,7 @@ class Admission:
     """Passes each request through the gate of its kind before its body is read."""
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
-        """Guard `app` with one gate for uploads, one for interactive work, one for everything else."""
+        """Guard `app` with one gate for uploads, for searches, for analyses, and for everything else."""
         self.app = app
         wait_s = settings.admission_timeout_s
         self.uploads = Gate(
@@ -86,6 +93,10 @@ class Admission:
         )
         self.interactive = Gate(
             "searches", running=settings.interactive_running, waiting=settings.interactive_waiting, timeout_s=wait_s
+        )
+        # Apart from searches, because a caption takes a hundred times as long as a search.
+        self.analyses = Gate(
+            "analyses", running=settings.analyses_running, waiting=settings.analyses_waiting, timeout_s=wait_s
         )
         self.reads = Gate("reads", running=settings.reads_running, waiting=settings.reads_waiting, timeout_s=wait_s)
 
@@ -96,8 +107,10 @@ class Admission:
             return None
         if path == "/v1/images" and scope["method"] == "POST":
             return self.uploads
-        if path in ("/v1/search", "/v1/search/by-image", "/v1/embeddings"):
+        if path in _SEARCHES:
             return self.interactive
+        if path in _ANALYSES or (path.startswith("/v1/images/") and path.endswith(_RENDERINGS)):
+            return self.analyses
         return self.reads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

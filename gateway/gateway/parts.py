@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from gateway.analyst import Analyst
 from gateway.clients.caption import CaptionClient
 from gateway.clients.color import ColorClient
 from gateway.clients.detect import DetectClient
@@ -18,6 +19,7 @@ from gateway.model_directory import ModelDirectory
 from gateway.pictures import Cropper
 from gateway.searcher import Searcher
 from gateway.settings import GatewaySettings
+from gateway.sources import Sources
 from gateway.uploads import Uploads
 
 
@@ -32,6 +34,8 @@ class GatewayParts:
     detect: DetectClient
     color: ColorClient
     models: ModelDirectory
+    sources: Sources
+    analyst: Analyst
     uploads: Uploads
     searcher: Searcher
     embedder: Embedder

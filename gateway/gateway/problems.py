@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pixelgate_common.contracts.problems import FieldProblem
@@ -30,3 +30,30 @@ def about(field: str) -> Iterator[None]:
         if status_of(error) < 500:
             put_field(error, field)
         raise
+
+
+_ABOUT_WHAT_WAS_SENT = (413, 415, 422)
+
+
+@contextmanager
+def renamed(fields: Mapping[str, str]) -> Iterator[None]:
+    """Name the client's own fields in what an inner service refuses: `fields` maps its names to the client's.
+
+    A refusal of what was sent that names no field is about the first of them.
+    """
+    try:
+        yield
+    except PixelgateError as error:
+        if status_of(error) in _ABOUT_WHAT_WAS_SENT:
+            if not error.errors:
+                put_field(error, next(iter(fields.values())))
+            error.errors = [one.model_copy(update={"field": _named(one.field, fields)}) for one in error.errors]
+            if isinstance(error, UpstreamProblem):
+                error.problem = error.problem.model_copy(update={"errors": error.errors})
+        raise
+
+
+def _named(field: str, fields: Mapping[str, str]) -> str:
+    first, dot, rest = field.partition(".")
+    # Of several files of one name the place is the inner request's and says nothing to the client.
+    return field if first not in fields else fields[first] + (dot + rest if not rest.isdecimal() else "")

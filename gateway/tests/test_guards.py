@@ -77,6 +77,15 @@ async def test_without_a_key_the_answer_is_401_before_a_byte_of_the_body_is_read
         ("POST", "/v1/search/by-image", "multipart/form-data; boundary=x", 26 * 1024 * 1024),
         ("POST", "/v1/search", "application/json", 16 * 1024 * 1024),
         ("POST", "/v1/embeddings", "application/json", 16 * 1024 * 1024),
+        ("POST", "/v1/caption", "multipart/form-data; boundary=x", 26 * 1024 * 1024),
+        ("POST", "/v1/objects", "multipart/form-data; boundary=x", 26 * 1024 * 1024),
+        ("POST", "/v1/palette", "multipart/form-data; boundary=x", 26 * 1024 * 1024),
+        ("POST", "/v1/cutout", "multipart/form-data; boundary=x", 26 * 1024 * 1024),
+        ("POST", "/v1/cutout", "application/json", 1024 * 1024),
+        ("POST", "/v1/blend", "multipart/form-data; boundary=x", 76 * 1024 * 1024),
+        ("POST", "/v1/blend", "application/json", 1024 * 1024),
+        ("POST", "/v1/collage", "application/json", 16 * 1024 * 1024),
+        ("POST", "/v1/duplicates/decisions", "application/json", 1024 * 1024),
         ("PATCH", "/v1/images/1", "application/json", 1024 * 1024),
         ("POST", "/v1/stages/clip/pause", "", 1024 * 1024),
         ("GET", "/v1/images", "", 64 * 1024),
@@ -87,7 +96,7 @@ def test_each_route_has_its_body_limit(method: str, path: str, content_type: str
     assert body_limit(GatewaySettings())(scope) == limit
 
 
-@pytest.mark.parametrize("path", ["/v1/search", "/v1/search/by-image", "/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/search/by-image", "/v1/embeddings", "/v1/caption", "/v1/collage"])
 async def test_a_30_mb_body_is_413_where_one_picture_is_meant(gateway: Any, path: str) -> None:
     answer = await gateway.client.post(path, content=b"x" * 30_000_000)
     assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")

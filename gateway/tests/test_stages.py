@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from gateway.answers import StageEvents
 from gateway.feed import StageFeed
-from pixelgate_common.contracts.storage import StageModel
+from pixelgate_common.contracts.storage import STAGES, StageModel
 from pixelgate_common.errors import Overloaded, Unavailable
 
 
@@ -24,18 +24,75 @@ async def test_stages_and_stats_are_passed_on(gateway: Any) -> None:
     assert set(stats["processing_ms"]) == {"mean", "p50", "p95"}
 
 
-async def test_models_name_the_set_and_every_slot(gateway: Any) -> None:
+async def test_models_name_the_set_and_every_slot_of_every_service(gateway: Any) -> None:
     gateway.storage.models["clip"] = StageModel(fingerprint="fake-clip/1", model="fake clip", dim=32)
     answer = (await gateway.client.get("/v1/models")).json()
     assert answer["set"] == "fake"
-    assert [(slot["slot"], slot["fingerprint"]) for slot in answer["slots"]] == [
-        ("clip", "fake-clip/1"),
-        ("resnet", "fake-resnet/1"),
-    ]
-    assert [slot["generations"] for slot in answer["slots"]] == [
-        [{"fingerprint": "fake-clip/1", "state": "active", "images": 0}],
-        [],
-    ]
+    slots = {slot["slot"]: slot for slot in answer["slots"]}
+    assert list(slots) == ["clip", "resnet", "caption", "objects", "cutout", "palette"]
+    assert {(slot["fingerprint"], slot["state"]) for slot in slots.values()} == {
+        (f"fake-{name}/1", "ready") for name in slots
+    }
+    assert slots["clip"]["generations"] == [{"fingerprint": "fake-clip/1", "state": "active", "images": 0}]
+    assert slots["clip"]["dim"] == 32
+    assert [slots[name]["generations"] for name in ("resnet", "caption")] == [[], []]
+    assert (slots["caption"]["model"], slots["caption"]["service"]) == ("fake caption", "caption-service")
+
+
+@pytest.mark.parametrize(
+    ("away", "slots"),
+    [
+        ("to_embed", {"clip", "resnet"}),
+        ("to_caption", {"caption"}),
+        ("to_detect", {"objects", "cutout"}),
+        ("to_color", {"palette"}),
+    ],
+)
+async def test_a_service_that_is_away_is_told_as_unreachable(gateway: Any, away: str, slots: set[str]) -> None:
+    getattr(gateway.inner, away).down = True
+    answer = await gateway.client.get("/v1/models")
+    assert answer.status_code == 200
+    unreachable = [slot for slot in answer.json()["slots"] if slot["state"] == "unreachable"]
+    assert {slot["slot"] for slot in unreachable} == slots
+    assert all(slot["model"] is None and slot["fingerprint"] is None for slot in unreachable)
+    assert (len(answer.json()["slots"]), answer.json()["set"]) == (6, "fake")
+
+
+async def test_idle_models_and_further_ones_are_told_and_mixed_sets_have_no_name(gateway: Any) -> None:
+    gateway.inner.caption.state = "idle"
+    gateway.inner.caption.set = "standard"
+    gateway.inner.detect.further = {"cutout": ["u2net_human_seg"]}
+    answer = (await gateway.client.get("/v1/models")).json()
+    slots = {slot["slot"]: slot for slot in answer["slots"]}
+    assert answer["set"] is None
+    assert (slots["caption"]["state"], slots["caption"]["set"], slots["objects"]["set"]) == ("idle", "standard", "fake")
+    assert (slots["cutout"]["model"], slots["cutout"]["others"]) == ("fake cutout", ["u2net_human_seg"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_every_stage_can_be_steered(gateway: Any, stage: str) -> None:
+    gateway.storage.stage_names = STAGES
+    gateway.storage.add(b"\xff\xd8\xff1")
+    gateway.storage.work[stage, 1].state = "failed"
+    for action, expected in (("pause", (True, 0)), ("resume", (False, 0)), ("retry-failed", (False, 1))):
+        answer = await gateway.client.post(f"/v1/stages/{stage}/{action}")
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["paused"], answer.json()["pending"]) == expected
+    gateway.storage.work[stage, 1].state = "done"
+    assert (await gateway.client.post(f"/v1/stages/{stage}/rerun")).json()["pending"] == 1
+
+
+async def test_cutouts_are_asked_for_picture_by_picture(gateway: Any) -> None:
+    gateway.storage.add(b"\xff\xd8\xff1")
+    gateway.storage.add(b"\xff\xd8\xff2")
+    gateway.storage.stage_names = STAGES
+    answer = await gateway.client.post("/v1/stages/cutout/request", json={"image_ids": [2]})
+    assert (answer.status_code, answer.json()["stage"], answer.json()["pending"]) == (200, "cutout", 1)
+    assert gateway.storage.states("cutout") == {2: "pending"}
+    unknown = await gateway.client.post("/v1/stages/cutout/request", json={"image_ids": [77]})
+    assert unknown.status_code == 404
+    nothing = await gateway.client.post("/v1/stages/cutout/request", json={"image_ids": []})
+    assert (nothing.status_code, nothing.json()["errors"][0]["field"]) == (422, "image_ids")
 
 
 async def test_a_stage_is_paused_resumed_and_done_again(gateway: Any) -> None:

@@ -21,6 +21,7 @@ from pixelgate_common.contracts.storage import (
     LeaseWanted,
     ListImages,
     PreviewsWanted,
+    RequestAnalysis,
     ResultsTaken,
     Search,
     SearchPage,
@@ -118,6 +119,10 @@ class StorageClient(InnerClient):
     async def steer(self, stage: str, action: StageAction) -> StageProgress:
         """Pause or resume a stage, or make its failed or all its results due again; return its state after that."""
         return self._read(await self._send("POST", f"/v1/stages/{stage}/{action}"), StageProgress)
+
+    async def request_analysis(self, stage: str, wanted: RequestAnalysis) -> StageProgress:
+        """Have a stage look at some pictures; return its state after that."""
+        return self._read(await self._post(f"/v1/stages/{stage}/request", wanted), StageProgress)
 
     async def generations(self) -> GenerationList:
         """Return all generations of vectors."""

@@ -142,7 +142,14 @@ async def delete_image(image_id: ImageId, parts: Parts) -> Response:
     return Response(status_code=204)
 
 
-_FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+def asked_of_file(request: Request) -> dict[str, str]:
+    """Return the headers that say which part of a file is wanted, and under which condition."""
+    headers = {name: request.headers[name] for name in _ASKED_OF_FILES if name in request.headers}
+    # The bytes must be the stored ones: lengths and ranges would not fit a compressed answer.
+    return {**headers, "accept-encoding": "identity"}
+
+
+FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/*": {}}, "description": "The file"},
     206: {"description": "The part of the file that `Range` asks for"},
     304: {"description": "The file is the one that `If-None-Match` names"},
@@ -151,11 +158,8 @@ _FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/{image_id}/{variant}", response_class=Response, responses=_FILE_ANSWERS)
-@router.head("/{image_id}/{variant}", response_class=Response, responses=_FILE_ANSWERS, include_in_schema=False)
+@router.get("/{image_id}/{variant}", response_class=Response, responses=FILE_ANSWERS)
+@router.head("/{image_id}/{variant}", response_class=Response, responses=FILE_ANSWERS, include_in_schema=False)
 async def read_file(image_id: ImageId, variant: Variant, request: Request, parts: Parts) -> Response:
     """Return one of a picture's files as it is stored; understands `Range` and `If-None-Match`."""
-    headers = {name: request.headers[name] for name in _ASKED_OF_FILES if name in request.headers}
-    # The bytes must be the stored ones: lengths and ranges would not fit a compressed answer.
-    headers["accept-encoding"] = "identity"
-    return Relay(await parts.storage.open_file(request.method, image_id, variant, headers))
+    return Relay(await parts.storage.open_file(request.method, image_id, variant, asked_of_file(request)))

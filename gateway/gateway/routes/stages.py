@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from pixelgate_common.contracts.problems import Problem
-from pixelgate_common.contracts.storage import StageList, StageName, StageProgress
+from pixelgate_common.contracts.storage import RequestAnalysis, StageList, StageName, StageProgress
 
 from gateway.answers import json_answer
 from gateway.clients.storage import StageAction
@@ -17,6 +17,16 @@ router = APIRouter(prefix="/v1/stages", tags=["stages"])
 async def list_stages(parts: Parts) -> Response:
     """Return, for each stage, what is left, what is done, what failed, and how long the rest will take."""
     return json_answer(await parts.storage.stages())
+
+
+@router.post(
+    "/{stage}/request",
+    response_model=StageProgress,
+    responses={404: {"model": Problem, "description": "There is no such stage or picture, or it is off"}},
+)
+async def request_analysis(stage: StageName, wanted: RequestAnalysis, parts: Parts) -> Response:
+    """Have a stage look at these pictures, also where it does not look at every one by itself (`cutout`)."""
+    return json_answer(await parts.storage.request_analysis(stage, wanted))
 
 
 @router.post(

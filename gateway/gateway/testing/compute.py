@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from fastapi import FastAPI, Request
 from pixelgate_common.contracts.models import Priority, ServedModel, ServedModels
@@ -25,6 +25,9 @@ class FakeCompute:
     version: str = "1"
     busy: bool = False
     broken: bool = False
+    set: str = "fake"
+    state: Literal["loaded", "idle"] = "loaded"
+    further: dict[str, list[str]] = field(default_factory=dict)
     calls: list[tuple[str, int, Priority]] = field(default_factory=list)
     last_query: dict[str, str] = field(default_factory=dict)
     last_fields: dict[str, str] = field(default_factory=dict)
@@ -48,13 +51,14 @@ class FakeCompute:
 
         @app.get("/v1/models")
         async def models() -> ServedModels:
-            return ServedModels(
-                set="fake",
-                models=[
-                    ServedModel(slot=slot, model=f"fake {slot}", fingerprint=self.fingerprint(slot), backend="numpy")
-                    for slot in self.slots
-                ],
-            )
+            named = [(slot, name) for slot in self.slots for name in (f"fake {slot}", *self.further.get(slot, []))]
+            served = [
+                ServedModel(
+                    slot=slot, model=name, fingerprint=self.fingerprint(slot), backend="numpy", state=self.state
+                )
+                for slot, name in named
+            ]
+            return ServedModels(set=self.set, models=served)
 
         self.add_routes(app)
         return app

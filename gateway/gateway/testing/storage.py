@@ -112,6 +112,10 @@ class FakeStorage:
             self.work[stage, image_id] = Work()
         return self.records[image_id], True
 
+    def new_work(self) -> Work:
+        """Return a row that is due."""
+        return Work()
+
     def states(self, stage: str) -> dict[int, str]:
         """Return each picture's state in one stage."""
         return {image_id: work.state for (name, image_id), work in self.work.items() if name == stage}

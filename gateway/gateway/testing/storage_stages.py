@@ -15,6 +15,7 @@ from pixelgate_common.contracts.storage import (
     Leased,
     LeaseReturn,
     LeaseWanted,
+    RequestAnalysis,
     ResultsTaken,
     StageList,
     StageModel,
@@ -102,6 +103,13 @@ def add_stage_routes(app: FastAPI, storage: FakeStorage) -> None:
         if work is None or work.token != token or work.state != "running":
             raise Conflict("The lease is over.")
         storage.made[image_id, stage] = await request.body()
+
+    @app.post("/v1/stages/{stage}/request")
+    async def request_analysis(stage: StageName, wanted: RequestAnalysis) -> StageProgress:
+        for image_id in wanted.image_ids:
+            storage.found(image_id)
+            storage.work[known(stage), image_id] = storage.new_work()
+        return storage.progress(stage)
 
     @app.post("/v1/stages/{stage}/release")
     async def release(stage: StageName, back: LeaseReturn) -> dict[str, str]:
