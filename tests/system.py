@@ -106,7 +106,8 @@ class System:
 
     def stop(self) -> None:
         """Stop everything as Ctrl-C does, and wait until no process is left."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
+            self._process = None  # what it ended with has been said by `wait_ready`
             return
         family = self.family()
         self._process.send_signal(signal.SIGINT)
