@@ -24,7 +24,8 @@ from pixelgate_common.vectors import FloatVector, decode_vector
 
 from storage_service.database import Connection, Database
 from storage_service.generations import Generations
-from storage_service.results import NotKept, keep_result
+from storage_service.palettes import write_palettes
+from storage_service.results import HAVE_COLORS, NotKept, keep_result
 from storage_service.stages import RESET, fetch_stage, ranges_of_images
 
 _MAX_ERROR_CHARACTERS = 1000
@@ -137,6 +138,8 @@ async def take_results(
             done.append(item)
         await _mark_done(conn, stage, done)
         await _mark_failed(conn, stage, failed, policy)
+        if done and stage in HAVE_COLORS:
+            await write_palettes(conn, [item.image_id for item in done])
         if vectors:
             # Last, because it takes the clock, which every other writer waits for from here to the commit.
             await generations.add_vectors(conn, stage, results.fingerprint, vectors)

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from storage_service.analyses import RetryPolicy
 from storage_service.arrival import Arrivals
+from storage_service.color_index import ColorIndex
 from storage_service.cutouts import Cutouts
 from storage_service.database import Database
 from storage_service.decoders import Decoders
@@ -96,8 +97,9 @@ def create_app(settings: Settings) -> FastAPI:
                     formats=frozenset({"PNG"}),
                 ),
             )
+            palettes = ColorIndex(db)
             retry = RetryPolicy(settings.max_attempts, settings.retry_base_s, settings.retry_max_s)
-            app.state.parts = Parts(settings, db, objects, generations, arrivals, cutouts, removals, retry)
+            app.state.parts = Parts(settings, db, objects, generations, palettes, arrivals, cutouts, removals, retry)
 
             async def activate() -> None:
                 for space in SPACES:
@@ -109,6 +111,8 @@ def create_app(settings: Settings) -> FastAPI:
             upkeep.every(10, "tallies", lambda: fold_tallies(db))
             # The last thing that a generation waited for may be a deletion, which brings no result.
             upkeep.every(30, "activation", activate)
+            # At once, so that the first search by colour does not have to read them all.
+            upkeep.every(120, "palettes", palettes.tidy)
             yield
 
     app = build_app(

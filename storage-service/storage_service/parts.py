@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from storage_service.analyses import RetryPolicy
 from storage_service.arrival import Arrivals
+from storage_service.color_index import ColorIndex
 from storage_service.cutouts import Cutouts
 from storage_service.database import Database
 from storage_service.generations import Generations
@@ -25,6 +26,7 @@ class Parts:
     db: Database
     objects: ObjectStore
     generations: Generations
+    palettes: ColorIndex
     arrivals: Arrivals
     cutouts: Cutouts
     removals: Removals

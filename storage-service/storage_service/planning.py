@@ -36,11 +36,17 @@ async def make_plan(conn: Connection, tree: Filter | None, exclude: Collection[i
     translation = translate(tree)
     if translation.exact:
         return Plan(conditions.both(translation.condition, without), True)
+    found = await fitting_ids(conn, tree, max_ids)
+    if found is not None:
+        return Plan(conditions.ids(set(found) - set(exclude)), True)
+    return Plan(conditions.both(translation.condition, without), False)
+
+
+async def fitting_ids(conn: Connection, tree: Filter, max_ids: int) -> list[int] | None:
+    """Return the pictures that fit, or None when they are more than `max_ids`."""
     parameters = Parameters()
     query = sql.SQL("SELECT i.id FROM images i WHERE {} LIMIT {}").format(
         filter_sql(tree, parameters), parameters.add(max_ids + 1)
     )
     found = [row[0] for row in await (await conn.execute(query, parameters, prepare=False)).fetchall()]
-    if len(found) <= max_ids:
-        return Plan(conditions.ids(set(found) - set(exclude)), True)
-    return Plan(conditions.both(translation.condition, without), False)
+    return found if len(found) <= max_ids else None

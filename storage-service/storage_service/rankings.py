@@ -1,24 +1,28 @@
-"""Rankings of pictures by one vector, by words, or by arrival, each under one filter and one snapshot of the clock.
+"""Rankings of pictures by one vector, by words, by colours, or by arrival, under one filter and snapshot of the clock.
 
-The vector index only proposes. Every picture proposed is joined with its row and its vector's row, and the filter is
-applied there again: a stale or orphaned point can cost a little time but never be shown.
+The vector index, and the palettes in memory, only propose. Every picture proposed is joined with its row and its
+vector's or palette's row, and the filter is applied there again: a stale or orphaned point can cost a little time but
+never be shown.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pixelgate_common.contracts.storage import ScoreParts, Search
 from pixelgate_common.vectors import FloatVector
 from psycopg import sql
 
+from storage_service.color_index import ColorIndex, ColorTerms, PalettesNow
 from storage_service.database import Connection
 from storage_service.filters_sql import Parameters, filter_sql
 from storage_service.generations import Generation, Generations
 from storage_service.limits import SearchLimits
-from storage_service.planning import Plan, make_plan
+from storage_service.planning import Plan, fitting_ids, make_plan
 from storage_service.vectors.halves import from_half
 from storage_service.words import compile_words, rank_by_words
 
@@ -45,9 +49,20 @@ class Rankings:
     """The rankings that one search is made of."""
 
     def __init__(
-        self, conn: Connection, generations: Generations, limits: SearchLimits, wanted: Search, seq: int
+        self,
+        conn: Connection,
+        generations: Generations,
+        palettes: ColorIndex,
+        limits: SearchLimits,
+        wanted: Search,
+        seq: int,
     ) -> None:
         """Rank for `wanted` over what had been added when the clock stood at `seq`."""
+        self._color_index = palettes
+        self._palettes: PalettesNow | None = None
+        self._palette_rows: Any = None
+        self._all_fit = True
+        self._checked_by_color: dict[int, bool] = {}
         self._conn, self._index, self._limits = conn, generations.index, limits
         self._wanted, self._seq = wanted, seq
         self._plan: Plan | None = None
@@ -103,6 +118,47 @@ class Rankings:
         )
         return {row[0] for row in await (await self._conn.execute(query, parameters, prepare=False)).fetchall()}
 
+    async def by_color(self, needed: int) -> Scored:
+        """Return (image id, colour distance), the closest first: at least `needed` of them, or all that there are."""
+        terms = self._color_terms()
+        if self._palettes is None:
+            self._palettes = await self._color_index.now(self._conn)
+            fitting = None
+            if self._wanted.filter is not None:
+                fitting = await fitting_ids(self._conn, self._wanted.filter, self._limits.max_filter_ids)
+            self._all_fit = self._wanted.filter is None or fitting is not None
+            self._palette_rows = self._palettes.rows(self._seq, fitting, self._wanted.exclude_ids)
+        # A filter that very many pictures fit is applied to what is found.
+        limit = needed + SLACK if self._all_fit else needed * GROWTH
+        while True:
+            proposed = await asyncio.to_thread(self._palettes.ranked, terms, self._palette_rows, limit)
+            unchecked = [image_id for image_id, _ in proposed if image_id not in self._checked_by_color]
+            there = await self._confirm_palettes(unchecked)
+            self._checked_by_color |= {image_id: image_id in there for image_id in unchecked}
+            found = [(image_id, distance) for image_id, distance in proposed if self._checked_by_color[image_id]]
+            if len(found) >= needed or len(proposed) < limit:
+                return found
+            limit *= GROWTH
+
+    def _color_terms(self) -> ColorTerms:
+        colors = self._wanted.colors
+        assert colors is not None
+        return ColorTerms(
+            np.array([color.lab for color in colors.colors], np.float32),
+            np.array([color.weight for color in colors.colors], np.float64),
+            colors.of,
+        )
+
+    async def _confirm_palettes(self, image_ids: Sequence[int]) -> set[int]:
+        if not image_ids:
+            return set()
+        parameters = Parameters()
+        query = sql.SQL(
+            "SELECT i.id FROM images i JOIN palettes p ON p.image_id = i.id"
+            " WHERE i.id = ANY({}::bigint[]) AND p.seq <= {} AND {}"
+        ).format(parameters.add(list(image_ids)), parameters.add(self._seq), self._where(parameters))
+        return {row[0] for row in await (await self._conn.execute(query, parameters, prepare=False)).fetchall()}
+
     def _where(self, parameters: Parameters) -> sql.Composable:
         """Return the filter with the pictures that are left out, on the row `i` of `images`."""
         where = filter_sql(self._wanted.filter, parameters)
@@ -143,6 +199,9 @@ class Rankings:
             return {}
         cosines = await self._all_cosines(directions, image_ids)
         ranks = await self._ranks_by_words(image_ids)
+        distances: dict[int, float] = {}
+        if self._palettes is not None:
+            distances = await asyncio.to_thread(self._palettes.distances, self._color_terms(), image_ids)
         parts = {}
         for image_id in image_ids:
             known = [
@@ -150,7 +209,7 @@ class Rankings:
             ]
             total = sum(weight for weight, _ in known)
             mean = sum(weight * cosine for weight, cosine in known) / total if known else None
-            parts[image_id] = ScoreParts(vector=mean, words=ranks.get(image_id))
+            parts[image_id] = ScoreParts(vector=mean, words=ranks.get(image_id), color=distances.get(image_id))
         return parts
 
     async def _all_cosines(

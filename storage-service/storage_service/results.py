@@ -11,10 +11,14 @@ from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage_service.database import Connection
+from storage_service.palettes import LAB_DIGITS
 
 MAX_OBJECTS = 1000
+HAVE_COLORS: tuple[StageName, ...] = ("palette", "cutout")
+"""The stages whose result is what search by colour ranks, or a part of it."""
 _BOX_DIGITS = 2
 Result = TypeVar("Result", bound=BaseModel)
+Channel = Annotated[float, Field(ge=-300, le=300)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -41,7 +45,7 @@ class _ObjectsFound(BaseModel):
 class _Color(Color):
     model_config = ConfigDict(extra="ignore")
 
-    lab: tuple[Finite, Finite, Finite]
+    lab: tuple[Channel, Channel, Channel]
 
 
 class _PaletteFound(BaseModel):
@@ -137,7 +141,13 @@ def _read(kind: type[Result], item: StageResult) -> Result:
 
 
 def _colors(colors: list[_Color]) -> Jsonb:
-    return Jsonb([color.model_dump(mode="json") for color in colors])
+    # Rounded once, here: what search ranks by is then exactly what the record says.
+    return Jsonb(
+        [
+            {"lab": [round(value, LAB_DIGITS) for value in color.lab], "hex": color.hex, "share": color.share}
+            for color in colors
+        ]
+    )
 
 
 _KEEPERS: dict[str, Callable[[Connection, StageResult], Coroutine[Any, Any, None]]] = {

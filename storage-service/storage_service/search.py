@@ -1,4 +1,4 @@
-"""Search: rankings by vectors and by words under one filter, fused, page by page.
+"""Search: rankings by vectors, by words and by colours under one filter, fused, page by page.
 
 A page's place is a snapshot of the clock, which keeps pictures that came later out of the ranking, and the last hit.
 """
@@ -20,6 +20,7 @@ from pixelgate_common.errors import FingerprintMismatch, InvalidRequest
 from pixelgate_common.vectors import decode_vector, encode_vector
 from pydantic import BaseModel, Field
 
+from storage_service.color_index import ColorIndex
 from storage_service.cursors import decode_cursor, encode_cursor
 from storage_service.database import Connection, Database
 from storage_service.fusion import fuse
@@ -30,6 +31,15 @@ from storage_service.records import fetch_records
 from storage_service.vectors.halves import from_half, to_unit
 
 BigInt = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+COLOR_HALF = 10.0
+"""The colour distance with a score of one half: two colours so far apart are called alike by some and not by others."""
+
+
+def color_score(distance: float) -> float:
+    """Return the score of a colour distance (CIEDE2000, 0 or more) in (0, 1]: 1 / (1 + distance / COLOR_HALF)."""
+    return 1.0 / (1.0 + distance / COLOR_HALF)
 
 
 class SearchPlace(BaseModel):
@@ -43,15 +53,19 @@ class SearchPlace(BaseModel):
 class Searcher:
     """Answers `POST /v1/search` and `POST /v1/vectors`."""
 
-    def __init__(self, db: Database, generations: Generations, limits: SearchLimits) -> None:
-        """Search `db` and the index behind `generations`."""
+    def __init__(
+        self, db: Database, generations: Generations, limits: SearchLimits, palettes: ColorIndex | None = None
+    ) -> None:
+        """Search `db`, the index behind `generations`, and `palettes`, which are read when none are given."""
         self._db, self._generations, self._limits = db, generations, limits
+        self._palettes = palettes or ColorIndex(db)
 
     async def search(self, wanted: Search) -> SearchPage:
         """Return one page of hits.
 
-        With one ranking, `score` is that ranking's own (the cosine, or the full-text rank), and pages go on to its end:
-        the whole store by a vector, the `max_ranked` newest matches by words. Several are fused down to a fixed depth,
+        With one ranking, `score` is that ranking's own (the cosine, the full-text rank, or `color_score` of the colour
+        distance), and pages go on to its end: the whole store by a vector, every picture with a palette by colours, the
+        `max_ranked` newest matches by words. Several are fused down to a fixed depth,
         where pages end. Without any, the newest come first.
 
         FingerprintMismatch for a fingerprint without vectors, InvalidRequest for a vector of another dimension,
@@ -60,8 +74,8 @@ class Searcher:
         place = None if wanted.cursor is None else decode_cursor(wanted, wanted.cursor, SearchPlace)
         async with self._db.connection() as conn:
             seq = await _clock(conn) if place is None else place.seq
-            rankings = Rankings(conn, self._generations, self._limits, wanted, seq)
-            if not wanted.vectors and wanted.words is None:
+            rankings = Rankings(conn, self._generations, self._palettes, self._limits, wanted, seq)
+            if not wanted.vectors and wanted.words is None and wanted.colors is None:
                 return await self._newest(conn, rankings, wanted, place, seq)
             directions = [await self._direction(conn, wanted, number) for number in range(len(wanted.vectors))]
             scored, start = await self._ranked(rankings, wanted, directions, place)
@@ -118,15 +132,19 @@ class Searcher:
             needed = start + wanted.limit + 1
 
     async def _scored(self, rankings: Rankings, wanted: Search, directions: Sequence[Direction], needed: int) -> Scored:
-        if len(directions) == 1 and wanted.words is None:
-            return await rankings.by_vector(directions[0], needed)
-        if not directions:
-            return await rankings.by_words(needed)
+        if len(directions) + (wanted.words is not None) + (wanted.colors is not None) == 1:
+            if directions:
+                return await rankings.by_vector(directions[0], needed)
+            if wanted.words is not None:
+                return await rankings.by_words(needed)
+            return [(image_id, color_score(distance)) for image_id, distance in await rankings.by_color(needed)]
         # The same depth for every page: the order may not depend on how far somebody has turned the pages.
         depth = self._limits.candidates
         ranked = [(one.weight, (await rankings.by_vector(one, depth))[:depth]) for one in directions]
         if wanted.words is not None:
             ranked.append((wanted.words.weight, await rankings.by_words(depth)))
+        if wanted.colors is not None:
+            ranked.append((wanted.colors.weight, (await rankings.by_color(depth))[:depth]))
         return fuse((weight, [image_id for image_id, _ in scores]) for weight, scores in ranked)
 
     async def _newest(

@@ -36,14 +36,14 @@ async def query(wanted: ListImages, parts: PartsNow) -> Response:
 
 @router.post("/search", response_model=SearchPage, responses={**_MISMATCH, 503: {"model": Problem}})
 async def search(wanted: Search, parts: PartsNow) -> Response:
-    """Find pictures by vectors, by words, or by both, under one filter."""
-    return _json(await Searcher(parts.db, parts.generations, parts.settings).search(wanted))
+    """Find pictures by vectors, by words, by colours, or by several of them, under one filter."""
+    return _json(await Searcher(parts.db, parts.generations, parts.settings, parts.palettes).search(wanted))
 
 
 @router.post("/vectors", response_model=StoredVectors, responses=_MISMATCH)
 async def vectors(wanted: VectorsWanted, parts: PartsNow) -> Response:
     """Hand out stored vectors."""
-    return _json(await Searcher(parts.db, parts.generations, parts.settings).vectors(wanted))
+    return _json(await Searcher(parts.db, parts.generations, parts.settings, parts.palettes).vectors(wanted))
 
 
 @router.get("/generations")
