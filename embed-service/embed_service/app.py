@@ -12,7 +12,7 @@ from pixelgate_common.health import health_router
 from pixelgate_common.service import build_app
 from starlette.types import Scope
 
-from embed_service.catalogue import model_set
+from embed_service.catalogue import set_in_use
 from embed_service.embedder import Embedder
 from embed_service.loading import Model, load_all
 from embed_service.routes import embed_router
@@ -28,6 +28,7 @@ def create_app(settings: Settings, *, models: Mapping[str, Sequence[Model]] | No
     Loading comes before listening: a model that gives wrong answers must not be reachable for a moment. Raises
     `ModelProblem` when a model cannot be served.
     """
+    model_set = set_in_use(settings) if models is None else settings.models
     embedder = Embedder(load_all(settings) if models is None else models, settings)
 
     @asynccontextmanager
@@ -48,7 +49,11 @@ def create_app(settings: Settings, *, models: Mapping[str, Sequence[Model]] | No
         settings=settings,
         lifespan=lifespan,
         routers=[
-            embed_router(model_set(settings), ByteBudget(settings.max_in_flight_bytes), settings.max_request_bytes),
+            embed_router(
+                set_in_use(settings) if models is None else settings.models,
+                ByteBudget(settings.max_in_flight_bytes),
+                settings.max_request_bytes,
+            ),
             health_router({"models": embedder.check}),
         ],
         body_limit=body_limit,

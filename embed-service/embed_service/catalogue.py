@@ -1,38 +1,29 @@
-"""Which models are wanted, and where their files lie. Nothing is downloaded here, and nothing heavy is imported.
+"""Which models are wanted, and what stands beside their weights. Nothing is downloaded here, nothing heavy imported.
 
-The model folder: `MODEL_DIR/clip/ARCHITECTURE/TAG/` and `MODEL_DIR/resnet/resnet34/TAG/` hold the weights
-(`open_clip_model.safetensors`, `model.safetensors`, `*.bin`, `*.pt`, `*.pth`); a configuration beside them
-(`open_clip_config.json`, `config.json`) says what they are, else the library's own table for that name does.
+Where files lie and what a name means is the same for all services: `pixelgate_common.inference.model_sets`. For
+pictures and texts a configuration beside the weights (`open_clip_config.json`, `config.json`) says what they are, else
+the library's own table for that name does.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pixelgate_common.inference.errors import ModelMissing, ModelProblem
+from pixelgate_common.inference import model_sets
+from pixelgate_common.inference.errors import ModelProblem
+from pixelgate_common.inference.model_sets import STARTER
 
 from embed_service.settings import Settings
 
+__all__ = ["SLOTS", "STARTER", "ModelSource", "Slot", "find", "set_in_use", "wanted"]
+
 Slot = Literal["clip", "resnet"]
 SLOTS: tuple[Slot, ...] = ("clip", "resnet")
-STARTER, NONE = "starter", "none"
-STANDARD: dict[Slot, str] = {"clip": "ViT-B-32/laion2b_s34b_b79k", "resnet": "resnet34/IMAGENET1K_V1"}
 
 _CONFIG_FILES: dict[Slot, str] = {"clip": "open_clip_config.json", "resnet": "config.json"}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_PREFERRED = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "pytorch_model.bin",
-    "model.pth",
-)
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +48,10 @@ class ModelSource:
         return parts[0], parts[1]
 
 
-def model_set(settings: Settings) -> str:
-    """Return the name of the model set in use, `starter` or `standard`."""
-    if settings.models != "auto":
-        return settings.models
-    on_disk = all(_weights_in(_folder(settings, slot, name)) for slot, name in STANDARD.items())
-    return "standard" if on_disk else STARTER
+def set_in_use(settings: Settings) -> str:
+    """Return which set the wanted models really are: `starter`, `standard`, `named`, `mixed`, or `none`."""
+    found = (model_sets.resolve_all(slot, settings) for slot in SLOTS)
+    return model_sets.set_in_use(sources[0] for sources in found if sources)
 
 
 def wanted(settings: Settings) -> dict[Slot, list[ModelSource]]:
@@ -71,53 +60,23 @@ def wanted(settings: Settings) -> dict[Slot, list[ModelSource]]:
     A slot whose model is named `none` is left out.
     Raises `ModelMissing` when files are not there and `ModelProblem` when they cannot be used.
     """
-    default = model_set(settings)
-    given: dict[Slot, str | None] = {"clip": settings.clip_model, "resnet": settings.resnet_model}
-    sources: dict[Slot, list[ModelSource]] = {}
-    for slot in SLOTS:
-        names = [name.strip() for name in (given[slot] or "").split(",") if name.strip()]
-        if names == [NONE]:
-            continue
-        names = names or [STARTER if default == STARTER else STANDARD[slot]]
-        sources[slot] = [find(settings, slot, name) for name in dict.fromkeys(names)]
-    return sources
+    found = {slot: model_sets.resolve_all(slot, settings) for slot in SLOTS}
+    return {slot: [_with_config(slot, source) for source in sources] for slot, sources in found.items() if sources}
 
 
 def find(settings: Settings, slot: Slot, name: str) -> ModelSource:
     """Return the files of the model called `name`: `starter`, a name in the model folder, or a folder's path."""
-    folder = _folder(settings, slot, name)
-    weights = _weights_in(folder)
-    if weights is None:
-        raise ModelMissing(
-            f"The {slot} model {name} is not on this machine: no weights in {folder}. "
-            "Put them there, or set PIXELGATE_MODELS=starter."
-        )
+    return _with_config(slot, model_sets.find(slot, name, settings))
+
+
+def _with_config(slot: Slot, source: model_sets.ModelSource) -> ModelSource:
     return ModelSource(
-        slot=slot, name=name, folder=folder, weights=weights, config=_config_in(folder, _CONFIG_FILES[slot])
+        slot=slot,
+        name=source.name,
+        folder=source.folder,
+        weights=source.weights,
+        config=_config_in(source.folder, _CONFIG_FILES[slot]),
     )
-
-
-def _folder(settings: Settings, slot: Slot, name: str) -> Path:
-    if name == STARTER:
-        return settings.starter_dir / slot
-    if name.startswith(("/", "./", "../", "~")):
-        return Path(name).expanduser().absolute()
-    if not _NAME.fullmatch(name) or ".." in name:
-        raise ModelProblem(f"{name!r} is neither a model's name nor a folder's path.")
-    return settings.model_dir / slot / name
-
-
-def _weights_in(folder: Path) -> Path | None:
-    """Return the one weights file of `folder`, None when there is none."""
-    if not folder.is_dir():
-        return None
-    found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
-    for name in _PREFERRED:
-        if folder / name in found:
-            return folder / name
-    if len(found) > 1:
-        raise ModelProblem(f"{folder} holds several weights ({', '.join(p.name for p in found)}); leave one of them.")
-    return found[0] if found else None
 
 
 def _config_in(folder: Path, name: str) -> dict[str, Any] | None:

@@ -8,15 +8,15 @@ from typing import Literal, Self
 
 from pixelgate_common.batching import BatchLimits
 from pixelgate_common.contracts.embed import MAX_TEXTS
+from pixelgate_common.inference.settings import ModelSettings
 from pixelgate_common.settings import DataDir, PictureLimits, ServiceSettings
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _MIB = 1024 * 1024
 
 
-class Settings(ServiceSettings, PictureLimits):
+class Settings(ServiceSettings, PictureLimits, ModelSettings):
     """Which models are served, by what, and how much is taken at a time."""
 
     model_config = SettingsConfigDict(
@@ -25,20 +25,6 @@ class Settings(ServiceSettings, PictureLimits):
 
     port: int = Field(8101, ge=1, le=65535)
 
-    models: Literal["auto", "starter", "standard"] = Field(
-        "auto", validation_alias="PIXELGATE_MODELS", description="auto: standard if it is on disk, else starter."
-    )
-    clip_model: str | None = Field(
-        None,
-        validation_alias="PIXELGATE_CLIP_MODEL",
-        description="`starter`, `ARCHITECTURE/TAG`, or a folder; more after commas stay loaded for a model switch.",
-    )
-    resnet_model: str | None = Field(None, validation_alias="PIXELGATE_RESNET_MODEL")
-    data_dir: DataDir = Field(Path("data"), validation_alias="PIXELGATE_DATA_DIR", validate_default=True)
-    model_dir_set: DataDir | None = Field(None, validation_alias="PIXELGATE_MODEL_DIR")
-    starter_dir: DataDir = Field(
-        _REPOSITORY / "starter-models" / "weights", validation_alias="PIXELGATE_STARTER_DIR", validate_default=True
-    )
     cache_dir_set: DataDir | None = Field(
         None, validation_alias="PIXELGATE_EMBED_CACHE_DIR", description="Converted models; default MODEL_DIR/cache."
     )
@@ -65,11 +51,6 @@ class Settings(ServiceSettings, PictureLimits):
         if self.max_in_flight_mb < self.max_request_mb:
             raise ValueError("max_in_flight_mb must be at least max_request_mb")
         return self
-
-    @property
-    def model_dir(self) -> Path:
-        """The folder of downloaded weights."""
-        return self.model_dir_set or self.data_dir / "models"
 
     @property
     def cache_dir(self) -> Path:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from embed_service.catalogue import find, model_set, wanted
+from embed_service.catalogue import find, set_in_use, wanted
 from embed_service.settings import Settings
 from pixelgate_common.inference.errors import ModelMissing, ModelProblem
 
@@ -33,14 +33,18 @@ def names(settings: Settings) -> dict[str, list[str]]:
     return {slot: [source.name for source in sources] for slot, sources in wanted(settings).items()}
 
 
-def test_auto_is_starter_until_all_of_standard_is_on_disk(settings: Settings) -> None:
+def test_each_slot_is_standard_as_soon_as_its_weights_are_on_disk(settings: Settings) -> None:
     settings = with_starter(settings)
-    put(settings.model_dir / CLIP, "open_clip_model.safetensors")
-    assert model_set(settings) == "starter"
+    assert set_in_use(settings) == "starter"
     assert names(settings) == {"clip": ["starter"], "resnet": ["starter"]}
+    put(settings.model_dir / CLIP, "open_clip_model.safetensors")
+    assert set_in_use(settings) == "mixed"
+    assert names(settings) == {"clip": ["ViT-B-32/laion2b_s34b_b79k"], "resnet": ["starter"]}
     with_standard(settings)
-    assert model_set(settings) == "standard"
+    assert set_in_use(settings) == "standard"
     assert names(settings) == {"clip": ["ViT-B-32/laion2b_s34b_b79k"], "resnet": ["resnet34/IMAGENET1K_V1"]}
+    off = settings.model_copy(update={"clip_model": "none", "resnet_model": "starter"})
+    assert set_in_use(off) == "starter"
 
 
 def test_a_set_can_be_asked_for_and_a_single_model_beside_it(settings: Settings) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,9 @@ def test_what_was_frozen_is_collected_too_and_the_rest_frozen_again() -> None:
     class Node:
         own: object
 
-    gone = []
+    gone: list[bool] = []
     node = Node()
     node.own = node
-    import weakref
-
     weakref.finalize(node, gone.append, True)
     gc.freeze()
     try:
