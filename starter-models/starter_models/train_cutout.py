@@ -31,6 +31,8 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "cutout"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 160
 _DRAWN_SIZE = 224
+#: Of the fused map and of the six stages', from the finest on.
+_LOSS_WEIGHTS = (2.0, 1.0, 0.6, 0.4, 0.3, 0.2, 0.2)
 _CHUNK = 250
 
 
@@ -111,8 +113,17 @@ def normalised(pictures: Tensor) -> Tensor:
 
 
 def loss_of(maps: Sequence[Tensor], masks: Tensor) -> Tensor:
-    """Return the sum over all maps of the mean binary cross-entropy, the fused map's first."""
-    return torch.stack([F.binary_cross_entropy_with_logits(item.float(), masks) for item in maps]).sum()
+    """Return the weighted sum of every map's mean binary cross-entropy, and what the fused map's overlap lacks to 1.
+
+    Coarse maps cannot be sharp: at full weight they would outweigh the fused one, which is what is used.
+    """
+    logits = [item.float() for item in maps]
+    crossed = [F.binary_cross_entropy_with_logits(item, masks) for item in logits]
+    fused = torch.sigmoid(logits[0])
+    shared = (fused * masks).sum(dim=(1, 2, 3))
+    together = (fused + masks - fused * masks).sum(dim=(1, 2, 3))
+    overlap = (1 - shared / together.clamp(min=1)).mean()
+    return torch.stack([weight * part for weight, part in zip(_LOSS_WEIGHTS, crossed, strict=True)]).sum() + overlap
 
 
 @torch.no_grad()
