@@ -49,11 +49,7 @@ def create_app(settings: Settings, *, models: Mapping[str, Sequence[Model]] | No
         settings=settings,
         lifespan=lifespan,
         routers=[
-            embed_router(
-                set_in_use(settings) if models is None else settings.models,
-                ByteBudget(settings.max_in_flight_bytes),
-                settings.max_request_bytes,
-            ),
+            embed_router(model_set, ByteBudget(settings.max_in_flight_bytes), settings.max_request_bytes),
             health_router({"models": embedder.check}),
         ],
         body_limit=body_limit,
