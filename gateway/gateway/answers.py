@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.feed import StageFeed
 
+IDS_HEADER = "X-Pixelgate-Image-Ids"
+CURSOR_HEADER = "X-Pixelgate-Next-Cursor"
 log = structlog.get_logger(__name__)
 _PASSED_ON = (
     "content-type",
@@ -29,6 +32,14 @@ _PASSED_ON = (
 def json_answer(shape: BaseModel, status: int = 200) -> Response:
     """Return `shape` as it is: it was checked when it was made, and a second check would cost more than the rest."""
     return Response(shape.model_dump_json(by_alias=True), status_code=status, media_type="application/json")
+
+
+def picture_answer(data: bytes, media_type: str, image_ids: Sequence[int], next_cursor: str | None) -> Response:
+    """Return a picture made of stored ones, with headers that say which, and how the search goes on."""
+    headers = {IDS_HEADER: ",".join(map(str, image_ids))}
+    if next_cursor is not None:
+        headers[CURSOR_HEADER] = next_cursor
+    return Response(data, media_type=media_type, headers=headers)
 
 
 class Relay(StreamingResponse):

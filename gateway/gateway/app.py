@@ -25,6 +25,8 @@ from gateway.clients.detect import DetectClient
 from gateway.clients.embed import EmbedClient
 from gateway.clients.inner import open_http
 from gateway.clients.storage import StorageClient
+from gateway.color_query import ColorQueries
+from gateway.composer import Composer
 from gateway.embeddings import Embedder
 from gateway.feed import StageFeed
 from gateway.limits import Admission, body_limit
@@ -33,6 +35,7 @@ from gateway.parts import GatewayParts
 from gateway.pictures import Cropper
 from gateway.routes import (
     analyse,
+    compose,
     docs,
     duplicates,
     embeddings,
@@ -89,6 +92,8 @@ def create_app(
             detect = DetectClient(to_detect, token=settings.service_token, retry_s=settings.retry_s)
             color = ColorClient(to_color, token=settings.service_token, retry_s=settings.retry_s)
             directory = ModelDirectory(embed, settings.models_ttl_s)
+            sources = Sources(settings, storage, fetching)
+            colors = ColorQueries(storage, color, settings.colors_weight)
             limits = DecodeLimits(max_bytes=settings.max_upload_bytes, max_pixels=settings.max_pixels)
             cropper = Cropper(limits)
             stack.callback(cropper.close)
@@ -102,10 +107,11 @@ def create_app(
                 detect=detect,
                 color=color,
                 models=directory,
-                sources=Sources(settings, storage, fetching),
+                sources=sources,
                 analyst=Analyst(storage, caption, detect, color),
+                composer=Composer(color, sources),
                 uploads=Uploads(settings, storage, fetching),
-                searcher=Searcher(settings, storage, embed, directory, fetching),
+                searcher=Searcher(settings, storage, embed, directory, fetching, colors),
                 embedder=Embedder(settings, embed, directory, fetching),
                 cropper=cropper,
                 feed=feed,
@@ -126,7 +132,7 @@ def create_app(
     )
     # What is made of a picture stands before its files, one of which it would be taken for.
     for module in (
-        renderings, images, search, analyse, duplicates, embeddings, stages, events, stats, models, docs,
+        renderings, images, search, analyse, compose, duplicates, embeddings, stages, events, stats, models, docs,
     ):  # fmt: skip
         app.include_router(module.router)
     checks: dict[str, Check] = {"storage": lambda: _storage(app), "embed": lambda: _embed(app)}

@@ -27,6 +27,8 @@ _SLOTS = {
 """What each service is there for, to be named when it cannot be asked."""
 
 _PATIENCE_S = 5.0
+NO_SET = "none"
+"""What a service without weights (color-service) calls its set."""
 
 
 class Generation(BaseModel):
@@ -105,7 +107,7 @@ def _told(service: str, known: EmbedModels | ServedModels) -> list[SlotModel]:
     return [
         SlotModel(
             service=service,
-            set=known.set,
+            set=None if known.set == NO_SET else known.set,
             state="idle" if model.state == "idle" else "ready",
             **model.model_dump(exclude={"state"}),
         )

@@ -13,6 +13,7 @@ from gateway.clients.color import ColorClient
 from gateway.clients.detect import DetectClient
 from gateway.clients.embed import EmbedClient
 from gateway.clients.storage import StorageClient
+from gateway.composer import Composer
 from gateway.embeddings import Embedder
 from gateway.feed import StageFeed
 from gateway.model_directory import ModelDirectory
@@ -36,6 +37,7 @@ class GatewayParts:
     models: ModelDirectory
     sources: Sources
     analyst: Analyst
+    composer: Composer
     uploads: Uploads
     searcher: Searcher
     embedder: Embedder

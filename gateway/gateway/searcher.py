@@ -2,13 +2,14 @@
 
 The query vector is q = Σ wᵢ·uᵢ / ‖Σ wᵢ·uᵢ‖, where uᵢ is the unit vector of term i and wᵢ its weight; a negative weight
 turns the query away from that term (Rocchio's formula, 1971, without its averages). Texts and pictures may be mixed in
-`clip`, whose texts and pictures share one space. Texts of positive weight are also looked up as words.
+`clip`, whose texts and pictures share one space. Texts of positive weight are also looked up as words. Colours are a
+ranking of their own (`color_query.py`), and a query of colours alone asks no model.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,9 +22,10 @@ from pixelgate_common.vectors import FloatVector, decode_vector, encode_vector
 from gateway.clients.embed import EmbedClient
 from gateway.clients.inner import BadAnswer
 from gateway.clients.storage import StorageClient
+from gateway.color_query import ColorQueries
 from gateway.model_directory import ModelDirectory
 from gateway.pictures import PictureTooLarge, from_base64
-from gateway.problems import about, put_field, status_of
+from gateway.problems import about, put_field, renamed, status_of
 from gateway.query import Found, Page, Term
 from gateway.settings import GatewaySettings
 
@@ -39,6 +41,15 @@ class Upload:
 
     data: bytes
     weight: float
+    by_palette: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was found, and the picture that was searched by: a stored one's id, a file, or None."""
+
+    found: Found
+    picture: int | bytes | None = None
 
 
 class Searcher:
@@ -51,48 +62,68 @@ class Searcher:
         embed: EmbedClient,
         models: ModelDirectory,
         fetcher: GuardedFetcher,
+        colors: ColorQueries,
     ) -> None:
         """Embed with `embed`, search with `storage`; URLs are fetched by `fetcher` and nothing else."""
         self._settings, self._storage, self._embed = settings, storage, embed
-        self._models, self._fetcher = models, fetcher
+        self._models, self._fetcher, self._colors = models, fetcher, colors
 
     async def search(self, terms: Sequence[Term], page: Page, upload: Upload | None = None) -> Found:
         """Return a page of pictures that fit the terms (and the uploaded picture), best first."""
+        return (await self.find(terms, page, upload)).found
+
+    async def find(self, terms: Sequence[Term], page: Page, upload: Upload | None = None) -> Result:
+        """Return the same, and by which picture was searched, if by one."""
         if len(terms) > self._settings.max_terms:
             raise InvalidRequest(f"A search has at most {self._settings.max_terms} terms.", field="terms")
-        pictures = await self._pictures(terms)
+        shown = {place: term for place, term in enumerate(terms) if not term.is_color}
+        by_palette = upload is not None and upload.by_palette
+        colors = await self._colors.compose(
+            {place: term for place, term in enumerate(terms) if term.is_color},
+            page,
+            (upload.data, upload.weight) if upload is not None and by_palette else None,
+        )
+        pictures = await self._pictures(shown)
+        vectors, models = [], {}
+        if shown or (upload is not None and not by_palette):
+            model, vector = await self._vector(shown, page, pictures, None if by_palette else upload)
+            vectors = [VectorQuery(space=page.space, fingerprint=model.fingerprint, vector=encode_vector(vector))]
+            models = {page.space: model.fingerprint}
+        words = " ".join(term.text for term in terms if term.text is not None and term.weight > 0)
+        named = [image_id for term in terms for image_id in (term.image_id, term.palette_of) if image_id is not None]
+        asked = Search(
+            vectors=vectors,
+            words=self._words(words),
+            colors=colors,
+            collapse=page.collapse,
+            filter=page.filter,
+            exclude_ids=[] if page.include_self else named,
+            limit=page.limit,
+            cursor=page.cursor,
+        )
+        with renamed({"words": "terms", "colors": "terms", "vectors": "terms"}):
+            found = await self._storage.search(asked)
+        told = Found(hits=found.hits, next_cursor=found.next_cursor, models=models)
+        return Result(told, upload.data if upload is not None else _searched_by(terms, pictures))
+
+    async def _vector(
+        self, terms: Mapping[int, Term], page: Page, pictures: dict[int, bytes], upload: Upload | None
+    ) -> tuple[EmbedModel, FloatVector]:
         try:
-            model, vector = await self._compose(terms, page, pictures, upload)
+            return await self._compose(terms, page, pictures, upload)
         except PixelgateError as error:
             # embed-service was started again with another model since it was asked which one it has.
             if status_of(error) != 409:
                 raise
             self._models.forget()
-            model, vector = await self._compose(terms, page, pictures, upload)
-        words = " ".join(term.text for term in terms if term.text is not None and term.weight > 0)
-        asked = Search(
-            vectors=[VectorQuery(space=page.space, fingerprint=model.fingerprint, vector=encode_vector(vector))],
-            words=self._words(words),
-            filter=page.filter,
-            exclude_ids=[] if page.include_self else [term.image_id for term in terms if term.image_id is not None],
-            limit=page.limit,
-            cursor=page.cursor,
-        )
-        try:
-            found = await self._storage.search(asked)
-        except UpstreamProblem as error:
-            # Of the inner request's fields only this one is not named like the client's.
-            if any(one.field.startswith("words") for one in error.errors):
-                put_field(error, "terms")
-            raise
-        return Found(hits=found.hits, next_cursor=found.next_cursor, models={page.space: model.fingerprint})
+            return await self._compose(terms, page, pictures, upload)
 
     def _words(self, text: str) -> WordQuery | None:
         if not text or self._settings.words_weight == 0:
             return None
         return WordQuery(text=text[:2000], weight=self._settings.words_weight)
 
-    async def _pictures(self, terms: Sequence[Term]) -> dict[int, bytes]:
+    async def _pictures(self, terms: Mapping[int, Term]) -> dict[int, bytes]:
         """Return the picture files of the terms that bring one, by the term's place."""
 
         async def read(place: int, term: Term) -> tuple[int, bytes] | None:
@@ -104,7 +135,7 @@ class Searcher:
                     return place, (await self._fetcher.fetch(term.image_url)).body
             return None
 
-        found = await asyncio.gather(*(read(place, term) for place, term in enumerate(terms)))
+        found = await asyncio.gather(*(read(place, term) for place, term in terms.items()))
         pictures = dict(pair for pair in found if pair is not None)
         if sum(map(len, pictures.values())) > _MOST_PICTURES * self._settings.max_upload_bytes:
             raise PictureTooLarge(
@@ -114,11 +145,11 @@ class Searcher:
         return pictures
 
     async def _compose(
-        self, terms: Sequence[Term], page: Page, pictures: dict[int, bytes], upload: Upload | None
+        self, terms: Mapping[int, Term], page: Page, pictures: dict[int, bytes], upload: Upload | None
     ) -> tuple[EmbedModel, FloatVector]:
         """Return the query vector, and the one model that all its parts come from."""
         model = await self._models.of_slot(page.space, field="space")
-        for place, term in enumerate(terms):
+        for place, term in terms.items():
             if term.text is not None and "text" not in model.inputs:
                 raise InvalidRequest(
                     f"{page.space} compares pictures only; a text can be searched for in clip.",
@@ -126,11 +157,11 @@ class Searcher:
                 )
         stored = await self._stored(terms, model)
         files = {f"terms.{place}": data for place, data in pictures.items()} | stored.files
-        weights = {f"terms.{place}": term.weight for place, term in enumerate(terms)}
+        weights = {f"terms.{place}": term.weight for place, term in terms.items()}
         if upload is not None:
             files["image"] = upload.data
             weights["image"] = upload.weight
-        texts = {f"terms.{place}": term.text for place, term in enumerate(terms) if term.text is not None}
+        texts = {f"terms.{place}": term.text for place, term in terms.items() if term.text is not None}
         vectors = dict(stored.vectors)
         by_text, by_picture = await asyncio.gather(self._of_texts(texts, model), self._of_pictures(files, model))
         vectors |= by_text | by_picture
@@ -140,9 +171,9 @@ class Searcher:
             raise InvalidRequest("The terms cancel each other out: nothing is left to search for.", field="terms")
         return model, (total / length).astype(np.float32)
 
-    async def _stored(self, terms: Sequence[Term], model: EmbedModel) -> _Stored:
+    async def _stored(self, terms: Mapping[int, Term], model: EmbedModel) -> _Stored:
         """Return the stored vectors of the terms that name a picture; the preview of one that has none yet."""
-        places = {place: term.image_id for place, term in enumerate(terms) if term.image_id is not None}
+        places = {place: term.image_id for place, term in terms.items() if term.image_id is not None}
         found = _Stored()
         if not places:
             return found
@@ -171,6 +202,17 @@ class Searcher:
             list(files.values()), slot=model.slot, fingerprint=model.fingerprint, priority="interactive"
         )
         return unpack(list(files), list(files), answer, model)
+
+
+def _searched_by(terms: Sequence[Term], pictures: Mapping[int, bytes]) -> int | bytes | None:
+    """Return the first picture that is asked for: pictures unlike it are not asked for by it."""
+    for place, term in enumerate(terms):
+        if term.weight > 0:
+            if place in pictures:
+                return pictures[place]
+            if (image_id := term.image_id or term.palette_of) is not None:
+                return image_id
+    return None
 
 
 @dataclass(frozen=True, slots=True)

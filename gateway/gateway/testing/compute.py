@@ -25,6 +25,7 @@ class FakeCompute:
     version: str = "1"
     busy: bool = False
     broken: bool = False
+    refuses: str | None = None
     set: str = "fake"
     state: Literal["loaded", "idle"] = "loaded"
     further: dict[str, list[str]] = field(default_factory=dict)
@@ -73,6 +74,8 @@ class FakeCompute:
             raise Overloaded("The queue is full.", retry_after_s=3.0)
         if self.broken:
             raise PixelgateError("Something fell over.")
+        if self.refuses:
+            raise InvalidRequest("This is damaged.", field=self.refuses)
         self.last_query = dict(request.query_params)
         wanted = request.query_params.get("fingerprint")
         if wanted not in (None, self.fingerprint(slot)):

@@ -82,6 +82,7 @@ class FakeStorage:
     groups: list[DuplicateGroup] = field(default_factory=list)
     decisions: list[DecideDuplicates] = field(default_factory=list)
     size: tuple[int, int] = (64, 48)
+    variants: list[str] = field(default_factory=list)
     stale: int = 0
 
     def add(self, data: bytes, arrival: Arrival | None = None) -> tuple[ImageRecord, bool]:
@@ -240,6 +241,7 @@ def _add_image_routes(app: FastAPI, storage: FakeStorage) -> None:
 
     @app.post("/v1/files")
     async def previews(wanted: PreviewsWanted) -> Response:
+        storage.variants.append(wanted.variant)
         frames = [(str(image_id), storage.files.get(image_id)) for image_id in wanted.image_ids]
         return Response(encode_frames(frames), media_type=MEDIA_TYPE)
 
