@@ -307,5 +307,5 @@ def test_a_call_ends_before_its_lease() -> None:
         stage.name: StageWorker(stage, nobody, settings, precedence=nobody, stages_on=nobody).call_timeout_s
         for stage in stages(services)
     }
-    assert calls == {"clip": 24, "resnet": 24, "palette": 24, "objects": 96, "caption": 96, "cutout": 96}
-    assert (settings.lease_s, settings.slow_lease_s) == (30, 120)
+    assert calls == {"clip": 24, "resnet": 24, "palette": 24, "objects": 48, "caption": 48, "cutout": 48}
+    assert (settings.lease_s, settings.slow_lease_s) == (30, 60)

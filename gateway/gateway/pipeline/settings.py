@@ -22,7 +22,7 @@ class PipelineSettings(InnerUrls):
         30.0, ge=2, le=3600, description="After a kill -9 the work under way is taken up again when this has passed."
     )
     slow_lease_s: float = Field(
-        120.0, ge=2, le=3600, description="The same for objects, captions and cutouts, whose calls take longer."
+        60.0, ge=2, le=3600, description="The same for objects, captions and cutouts, whose calls take longer."
     )
     stand_back_s: float = Field(
         5.0,
