@@ -19,6 +19,7 @@ from color_service.settings import Settings
 from pixelgate_common.contracts.color import MAX_IMAGES, Complemented, Palettes, Ranked
 from pixelgate_common.contracts.models import ServedModels
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 OPENAPI = Path(__file__).parents[1] / "openapi.json"
 RED_PNG, BLUE_PNG = plain(RED), plain(BLUE)
@@ -261,8 +262,10 @@ async def test_a_defect_is_a_500_without_detail(settings: Settings, monkeypatch:
 
     monkeypatch.setattr("color_service.routes.picture_colors", broken)
     async with client(settings) as http:
-        answer = problem(await http.post("/v1/palettes", files=files(RED_PNG)), 500, "internal")
+        with capture_logs() as logged:
+            answer = problem(await http.post("/v1/palettes", files=files(RED_PNG)), 500, "internal")
         assert "secret" not in json.dumps(answer)
+        assert {"batch_failed", "unhandled_error"} <= {line["event"] for line in logged}
         monkeypatch.undo()
         assert (await http.post("/v1/palettes", files=files(RED_PNG))).status_code == 200
 
