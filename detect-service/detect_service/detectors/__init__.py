@@ -1,0 +1,1 @@
+"""Ways to find objects in pictures, behind one protocol."""
