@@ -33,8 +33,12 @@ ADDING = {
 SERVICES = {**CORE, **ADDING}
 """All processes that `make run` starts; `postgres` is found by its program."""
 ALL_STAGES = "clip,resnet,palette,objects,caption,cutout"
+ON_REQUEST = "cutout"
+"""The stage that works on nothing it is not asked for, unless a setting says otherwise."""
 EVERYTHING = {"PIXELGATE_STORAGE_STAGES": ALL_STAGES}
 """The environment of a system that analyses pictures in every way, cutouts included."""
+VECTORS_ONLY = {"PIXELGATE_STORAGE_STAGES": "clip,resnet"}
+"""The environment of a system that pictures go through fast, for tests of what does not depend on the other stages."""
 
 
 def free_port() -> int:

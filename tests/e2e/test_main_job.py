@@ -19,7 +19,7 @@ from starter_models.captions import Facts
 from starter_models.queries import label_queries, scene_queries
 from starter_models.scenes import draw_scene
 
-from tests.system import System, running, stages, upload, wait_analysed
+from tests.system import ON_REQUEST, System, running, stages, upload, wait_analysed
 
 SCENES = 1000
 BATCH = 50
@@ -101,7 +101,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
 def test_every_picture_is_stored_and_analysed_once(library: Library) -> None:
     stats = library.client.get("/v1/stats").json()
     assert stats["images"] == len(library.ids) == len(set(library.ids.values()))
-    for stage in stages(library.client).values():
+    for name, stage in stages(library.client).items():
+        if name == ON_REQUEST:
+            continue
         assert (stage["done"], stage["failed"], stage["pending"], stage["running"]) == (stats["images"], 0, 0, 0)
 
 
