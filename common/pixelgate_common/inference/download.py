@@ -177,8 +177,14 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(part) as file:
             reception = _Reception(file, note, expected, progress, identity)
-            if not reception.done or reception.done != expected.size_bytes:
-                ask(client, url, reception.receive, patience=patience, headers=reception.headers)
+            try:
+                if not reception.done or reception.done != expected.size_bytes:
+                    ask(client, url, reception.receive, patience=patience, headers=reception.headers)
+            except BaseException:
+                if not reception.done:  # nothing to go on from
+                    part.unlink(missing_ok=True)
+                    note.unlink(missing_ok=True)
+                raise
             file.flush()
             digests = check(part, expected, name=target.name)
             os.fsync(file.fileno())
