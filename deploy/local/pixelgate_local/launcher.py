@@ -158,7 +158,7 @@ class Launcher:
     async def _until_ready(self, keeping: Sequence[asyncio.Task[None]]) -> bool:
         """Wait until all are ready, saying what is waited for; False when told to stop before."""
         while not self._stop.is_set():
-            missing = [one for one in self._kept.values() if not one.ready.is_set()]
+            missing = [one for one in self._awaited() if not one.ready.is_set()]
             if not missing:
                 self._console.waiting("")
                 return True
@@ -166,6 +166,10 @@ class Launcher:
             self._console.waiting(f"waiting for {waits}: {time.monotonic() - self._began:.0f} s")
             await self._tick(keeping)
         return False
+
+    def _awaited(self) -> list[Supervised]:
+        others = {service.name for service in self._services if not service.awaited}
+        return [one for name, one in self._kept.items() if name not in others]
 
     async def _watch(self, keeping: Sequence[asyncio.Task[None]]) -> None:
         """Until told to stop: look after free space and the logs' sizes, and notice what cannot be kept running."""

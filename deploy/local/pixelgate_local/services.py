@@ -22,11 +22,16 @@ class Service:
     """What is stopped first: 0 what lets work in, 1 what drives work, 2 what does it."""
     owns_stores: bool = False
     public: bool = False
+    awaited: bool = True
+    """Whether Pixelgate counts as ready only when this is: pictures can be stored and found without the others."""
+    niceness: int = 0
+    """How far its work stands back when the processors are busy, as `nice` counts it."""
 
     @property
     def command(self) -> list[str]:
         """How to start it: `-P` keeps folders of the present directory from passing for packages."""
-        return [sys.executable, "-P", "-m", self.module]
+        before = ["nice", "-n", str(self.niceness)] if self.niceness else []
+        return [*before, sys.executable, "-P", "-m", self.module]
 
     @property
     def variable(self) -> str:
@@ -38,6 +43,10 @@ SERVICES = (
     Service("gateway", "gateway.main", 8004, rank=0, public=True),
     Service("pipeline", "gateway.pipeline", 8107, rank=1),
     Service("embed", "embed_service.main", 8101, rank=2),
+    # What takes tenths of a second for a picture stands back behind what takes hundredths, and behind searches.
+    Service("caption", "caption_service.main", 8102, rank=2, awaited=False, niceness=10),
+    Service("detect", "detect_service.main", 8103, rank=2, awaited=False, niceness=5),
+    Service("color", "color_service.main", 8104, rank=2, awaited=False),
     Service("storage", "storage_service.main", 8106, rank=2, owns_stores=True),
 )
 

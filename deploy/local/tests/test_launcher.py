@@ -19,7 +19,7 @@ from pixelgate_local import processes
 from pixelgate_local.data_folder import read_run_file
 
 HERE = Path(__file__).parent
-NAMES = ("gateway", "pipeline", "embed", "storage")
+NAMES = ("gateway", "pipeline", "embed", "caption", "detect", "color", "storage")
 DRIVER = """
 import sys
 from pixelgate_local.launcher import main
@@ -84,6 +84,8 @@ class Run:
     def start_ready(self) -> Run:
         self.start()
         self.until_said("Pixelgate is ready")
+        for name in NAMES:
+            self.until_said(f"{name} is ready (")
         return self
 
     def until_said(self, text: str, times: int = 1) -> None:
@@ -149,7 +151,7 @@ def test_it_starts_says_the_address_and_stops_in_order_leaving_nothing(run: Run)
     assert run.stop() == 0
     stops = [event.removeprefix("stop ") for event in run.events() if event.startswith("stop")]
     assert stops[:2] == ["gateway", "pipeline"]
-    assert sorted(stops[2:]) == ["embed", "storage"]
+    assert sorted(stops[2:]) == sorted(NAMES[2:])
     assert run.family() == {}
     assert read_run_file(run.data_dir) is None
 
@@ -192,6 +194,21 @@ def test_it_waits_until_every_part_says_that_it_is_ready(run: Run) -> None:
     assert "Pixelgate is ready" not in run.said()
     unready.unlink()
     run.until_said("Pixelgate is ready")
+
+
+def test_it_does_not_wait_for_what_only_adds_to_pictures(run: Run) -> None:
+    unready = run.tell("caption", "unready")
+    run.start()
+    run.until_said("Pixelgate is ready")
+    assert "caption is ready" not in run.said()
+    unready.unlink()
+    run.until_said("caption is ready")
+
+
+def test_slow_work_stands_back(run: Run) -> None:
+    run.start_ready()
+    niceness = {name: os.getpriority(os.PRIO_PROCESS, run.pid_of(name)) for name in NAMES}
+    assert niceness["gateway"] == niceness["embed"] < niceness["detect"] < niceness["caption"]
 
 
 @pytest.mark.parametrize("name", NAMES)
