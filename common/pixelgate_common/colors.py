@@ -31,14 +31,13 @@ GREY_SPREAD = 10
 it by more than 6°, and their chroma (C* below about 5) is what people call grey."""
 
 _CODES = 32768
-_CHUNK = 8192  # colours at a time: the 20 or so arrays of 32 KiB that live at once stay in the second cache
+_CHUNK = 32768  # colours at a time: with fewer the calls cost more, with more the arrays leave the caches
 _TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 _TO_RGB = np.linalg.inv(_TO_XYZ)
 _WHITE = _TO_XYZ.sum(axis=1)  # so that greys have a* = b* = 0, whatever the matrix was rounded to
 _EPSILON, _KAPPA = 216 / 24389, 24389 / 27
-_25_TO_7TH = 25.0**7
 
 
 def srgb_to_lab(rgb: npt.ArrayLike) -> Floats:
@@ -101,8 +100,8 @@ def ciede2000(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
 
     Two float32 arrays give float32, anything else float64; symmetric to the last bit. Source: G. Sharma, W. Wu,
     E. N. Dalal, "The CIEDE2000 Color-Difference Formula", Color Research and Application 30 (2005) 21-30, whose 34
-    pairs it matches. Hues are kept as unit vectors: sine and cosine of the mean hue and of half the difference come
-    from their sum and difference, with no trigonometry but for the rotation term.
+    pairs it matches. Hues are kept as vectors: the mean hue and half the difference come from their sum and difference,
+    with no trigonometry but for the rotation term.
     """
     one, two = np.asarray(first), np.asarray(second)
     if one.shape[-1:] != (3,) or two.shape[-1:] != (3,):
@@ -121,72 +120,100 @@ def _channels(lab: Floats) -> _Channels:
     return light, a, b, np.sqrt(a * a + b * b)
 
 
-def _chroma_weight(chroma: Floats) -> Floats:
-    """Return sqrt(C⁷ / (C⁷ + 25⁷)), in [0, 1)."""
-    square = chroma * chroma
-    seventh = square * square * square * chroma
-    weight: Floats = np.sqrt(seventh / (seventh + _25_TO_7TH))
+def _chroma_weight(double: Floats) -> Floats:
+    """Return sqrt(C⁷ / (C⁷ + 25⁷)), in [0, 1), of twice the chroma."""
+    square = double * double
+    seventh = square * square
+    seventh *= square
+    seventh *= double
+    weight: Floats = np.sqrt(seventh / (seventh + 50.0**7))
     return weight
+
+
+def _polynomial(x: Floats, *factors: float) -> Floats:
+    """Return the polynomial of `x` with these factors, the highest power's first."""
+    total = x * factors[0]
+    for factor in factors[1:-1]:
+        total += factor
+        total *= x
+    total += factors[-1]
+    return total
 
 
 def _ciede2000(first: _Channels, second: _Channels) -> Floats:
     (l1, a1, b1, c1), (l2, a2, b2, c2) = first, second
     tiny = float(np.finfo(c1.dtype).tiny)
 
-    scale = 1.5 - 0.5 * _chroma_weight((c1 + c2) * 0.5)  # 1 + G
+    scale = 1.5 - 0.5 * _chroma_weight(c1 + c2)  # 1 + G
     a1, a2 = a1 * scale, a2 * scale
     c1, c2 = np.sqrt(a1 * a1 + b1 * b1), np.sqrt(a2 * a2 + b2 * b2)
-    mean_c = (c1 + c2) * 0.5
+    double_c, product = c1 + c2, np.maximum(c1 * c2, tiny)
 
-    # Unit vectors of the hues; a colour without chroma has the zero vector, and the mean hue becomes the other's.
-    inverse = 1 / np.maximum(c1, tiny)
-    x1, y1 = a1 * inverse, b1 * inverse
-    inverse = 1 / np.maximum(c2, tiny)
-    x2, y2 = a2 * inverse, b2 * inverse
+    # The sum and the difference of the hues' unit vectors, both times C'1 C'2: the sum points to the mean hue, and the
+    # difference is as long as 2 sin(Δh' / 2). Where a colour has no chroma, no term with a hue is left.
+    x1, x2, y1, y2 = a1 * c2, a2 * c1, b1 * c2, b2 * c1
     x_sum, y_sum, x_diff, y_diff = x1 + x2, y1 + y2, x2 - x1, y2 - y1
     sum_square, diff_square = x_sum * x_sum + y_sum * y_sum, x_diff * x_diff + y_diff * y_diff
+    turn = a1 * b2 - a2 * b1  # above 0 where the shorter way from the first hue to the second is a left turn
+    opposite = sum_square < 1e-4 * diff_square
+    if np.any(opposite):
+        x_sum, y_sum, turn = _across(opposite, (x1, y1), (x_diff, y_diff), turn, (x_sum, y_sum))
+        sum_square = x_sum * x_sum + y_sum * y_sum
 
-    # Whether the shorter way from the first hue to the second is a left turn. Hues exactly opposite have two mean
-    # hues; the paper takes the mean of the angles in [0°, 360°), so the smaller angle is the one to turn from.
-    cross = x1 * y2 - x2 * y1
-    left = (cross > 0) | ((cross == 0) & ((y1 > 0) | ((y1 == 0) & (x1 > 0))))
-    sign = np.where(left, c1.dtype.type(1), c1.dtype.type(-1))
+    # The mean hue less 180°, so that arctan2 gives one interval for 0° to 360°.
+    inverse = -1 / np.sqrt(np.maximum(sum_square, tiny))
+    cos, sin = x_sum * inverse, y_sum * inverse
+    t = _polynomial(cos, *_T_COS) + _polynomial(cos, *_T_SIN) * sin
+    from_blue = np.arctan2(sin, cos) - _BLUE
+    rotation = np.sin(_60_DEGREES * np.exp(from_blue * from_blue * _SPREAD)) * _chroma_weight(double_c)
 
-    # The mean hue halves the angle: along the sum, or, where that is short and imprecise, across the difference.
-    blunt = diff_square > sum_square
-    cos_h, sin_h = np.where(blunt, y_diff * sign, x_sum), np.where(blunt, -x_diff * sign, y_sum)
-    inverse = 1 / np.sqrt(np.maximum(np.maximum(sum_square, diff_square), tiny))
-    cos_h, sin_h = cos_h * inverse, sin_h * inverse
-
-    d_light, d_chroma = l2 - l1, c2 - c1
-    d_hue = sign * np.sqrt(c1 * c2 * diff_square)  # 2 sqrt(C'1 C'2) sin(Δh' / 2)
-
-    cos_square = cos_h * cos_h
-    cos_2h, sin_2h = 2 * cos_square - 1, 2 * sin_h * cos_h
-    cos_3h, sin_3h = (4 * cos_square - 3) * cos_h, (4 * cos_square - 1) * sin_h
-    cos_4h, sin_4h = 2 * cos_2h * cos_2h - 1, 2 * sin_2h * cos_2h
-    t = 1 - 0.17 * _COS_30 * cos_h - 0.17 * _SIN_30 * sin_h + 0.24 * cos_2h
-    t += 0.32 * _COS_6 * cos_3h - 0.32 * _SIN_6 * sin_3h - 0.20 * _COS_63 * cos_4h - 0.20 * _SIN_63 * sin_4h
-
-    hue = np.arctan2(sin_h, cos_h)
-    from_blue = (hue + np.where(hue < 0, c1.dtype.type(2 * np.pi), c1.dtype.type(0)) - _DEG_275) * (1 / _DEG_25)
-    rotation = np.sin(2 * _DEG_30 * np.exp(-from_blue * from_blue)) * (-2 * _chroma_weight(mean_c))
-
-    light_square = (l1 + l2) * 0.5 - 50
-    light_square *= light_square
-    d_light = d_light / (1 + 0.015 * light_square / np.sqrt(20 + light_square))
-    d_chroma /= 1 + 0.045 * mean_c
-    d_hue /= 1 + 0.015 * mean_c * t
-    total = d_light * d_light + d_chroma * d_chroma + d_hue * d_hue + rotation * d_chroma * d_hue
-    # |rotation| is below 2, so the total is never negative but by rounding.
+    d_hue = np.copysign(np.sqrt(diff_square / product), turn) / (1 + 0.0075 * double_c * t)
+    d_chroma = (c2 - c1) / (1 + 0.0225 * double_c)
+    light = l1 + l2 - 100
+    light *= light
+    d_light = (l2 - l1) / (1 + 0.0075 * light / np.sqrt(80 + light))
+    # The rotation's factor is below 2, so the total is never negative but by rounding.
+    total = d_light * d_light + d_hue * d_hue + (d_chroma - 2 * rotation * d_hue) * d_chroma
     difference: Floats = np.sqrt(np.maximum(total, 0))
     return difference
 
 
-_COS_30, _SIN_30 = float(np.cos(np.deg2rad(30))), float(np.sin(np.deg2rad(30)))
-_COS_6, _SIN_6 = float(np.cos(np.deg2rad(6))), float(np.sin(np.deg2rad(6)))
-_COS_63, _SIN_63 = float(np.cos(np.deg2rad(63))), float(np.sin(np.deg2rad(63)))
-_DEG_25, _DEG_30, _DEG_275 = float(np.deg2rad(25)), float(np.deg2rad(30)), float(np.deg2rad(275))
+_Vectors = tuple[Floats, Floats]
+
+
+def _across(where: Floats, first: _Vectors, diff: _Vectors, turn: Floats, mean: _Vectors) -> tuple[Floats, ...]:
+    """Return mean hue (x, y) and turn, made anew where hues are so close to opposite that their sum says nothing.
+
+    There the mean hue lies across the difference. Hues exactly opposite have two; the paper takes the mean of the
+    angles in [0°, 360°), so the smaller angle is the one to turn left from.
+    """
+    (x1, y1), (x_diff, y_diff) = first, diff
+    smaller = (y1 > 0) | ((y1 == 0) & (x1 > 0))
+    turn = np.where(where & (turn == 0), np.where(smaller, turn.dtype.type(1), turn.dtype.type(-1)), turn)
+    return (
+        np.where(where, np.copysign(y_diff, y_diff * turn), mean[0]),
+        np.where(where, np.copysign(x_diff, -x_diff * turn), mean[1]),
+        turn,
+    )
+
+
+def _t_factors() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return T of the paper as P(cos) + Q(cos) sin: the factors of P and Q for the mean hue less 180°.
+
+    T = 1 - 0.17 cos(h - 30°) + 0.24 cos(2h) + 0.32 cos(3h + 6°) - 0.20 cos(4h - 63°), each cos(kh ± φ) taken apart and
+    cos(kh), sin(kh) written in powers of cos(h); 180° less turns the sign of odd k.
+    """
+    angles = np.deg2rad([30, 0, -6, 63])
+    strengths = np.array([0.17, 0.24, -0.32, -0.20])
+    (k1, k2, k3, k4), (s1, s2, s3, s4) = strengths * np.cos(angles), strengths * np.sin(angles)
+    p = (8 * k4, 4 * k3, 2 * k2 - 8 * k4, k1 - 3 * k3, 1 - k2 + k4)
+    q = (8 * s4, 4 * s3, 2 * s2 - 4 * s4, s1 - s3)
+    return tuple(map(float, p)), tuple(map(float, q))
+
+
+_T_COS, _T_SIN = _t_factors()
+_BLUE, _60_DEGREES = float(np.deg2rad(275 - 180)), float(np.deg2rad(60))
+_SPREAD = -1 / float(np.deg2rad(25)) ** 2
 
 
 def palette_distances(
