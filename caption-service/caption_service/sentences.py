@@ -33,6 +33,7 @@ _DANGLING = re.compile(
     "a|an|the|and|or|of|on|in|at|to|for|by|from|with|without|near|under|over|behind|above|below|beside|between|into|onto|"
     "is|are|was|were|has|have|its|his|her|their|that|this|which|while|two|one|no"
 )
+_LOOSE_END = " ,.;:-–'/&("
 _PUNCTUATION = ",.;:!?-–'\"()/&"
 
 _SPACE_BEFORE = re.compile(r" +([,.;:!?%)])")
@@ -77,13 +78,14 @@ def finish(words: Sequence[str], *, cut: bool, min_words: int = 0) -> str:
     `cut`: the model had not come to an end, so that articles and the like may be left over, which are taken away as
     long as `min_words` remain.
     """
-    text = tidy(words).rstrip(" ,.;:-–'/&(")
+    text = tidy(words).rstrip(_LOOSE_END)
     kept = text.split()
-    while cut and len(kept) > min_words and _DANGLING.fullmatch(kept[-1].strip(_PUNCTUATION)):
+    while cut and len(kept) > min_words and kept and _DANGLING.fullmatch(kept[-1].strip(_PUNCTUATION)):
         kept.pop()
         while kept and not kept[-1].strip(_PUNCTUATION):
             kept.pop()
-    text = " ".join(kept).rstrip(" ,.;:-–'/&(")
+    if kept:  # else it was cut after its first words, and those are better than none
+        text = " ".join(kept).rstrip(_LOOSE_END)
     return text if re.search(r"\w", text) else ""
 
 
