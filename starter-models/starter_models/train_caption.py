@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from starter_models import train_clip
-from starter_models.batches import shuffled, view
+from starter_models.batches import facts_matrix, shuffled, view
 from starter_models.captions import canonical
 from starter_models.half_precision import MasterWeights
 from starter_models.labels import BACKGROUND_COLOURS, BACKGROUND_KINDS, LABELS, PAINTS
@@ -37,6 +37,8 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "caption"
 IMAGE_SIZE, PATCH_SIZE, WIDTH = train_clip.IMAGE_SIZE, train_clip.PATCH_SIZE, train_clip.WIDTH
 VISION_LAYERS = 4
 TEXT_WIDTH, TEXT_LAYERS = 192, 3
+#: Up to how many of a label the training head counts.
+COUNTED = 3
 #: Tokens a sentence has at most, with its first and last; five painted things of five labels need 32.
 MAX_TOKENS = 40
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
@@ -106,13 +108,14 @@ def model_config(tokenizer: Any) -> BlipConfig:
 
 
 class Trainee(nn.Module):
-    """The model, and a head that only training has: it reads labels off patches."""
+    """The model, and heads that only training has: they read labels off patches and counts off the first token."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Build both with fresh weights."""
         super().__init__()
         self.blip: Any = BlipForConditionalGeneration(model_config(tokenizer))
         self.patch_head = nn.Linear(WIDTH, len(LABELS) + 1)
+        self.count_head = nn.Linear(WIDTH, len(LABELS) * COUNTED)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the picture's tokens, (n, 1 + patches, width), from pictures in 0–1."""
@@ -191,6 +194,16 @@ def patch_loss(trainee: Trainee, seen: Tensor, shares: Tensor) -> Tensor:
     return -((scores * shares).sum(dim=-1) * weight).sum() / weight.sum()
 
 
+def count_loss(trainee: Trainee, seen: Tensor, facts: Tensor) -> Tensor:
+    """Return the loss of saying of each label whether there is at least one, two and three of it.
+
+    Without it the decoder learns late what a number word stands for: it has to tell two dogs before it tells a dog.
+    """
+    wanted = facts[:, : 5 * len(LABELS)].view(len(facts), len(LABELS), 5)[:, :, :COUNTED].float()
+    scores = trainee.count_head(seen[:, 0]).float().view_as(wanted)
+    return F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum") / len(facts)
+
+
 @torch.no_grad()
 def quick_agreement(trainee: Trainee, scenes: RenderedScenes, tokenizer: Any, count: int) -> Agreement:
     """Compare the captions of the first scenes of a rendered set with their truth."""
@@ -256,29 +269,30 @@ def train(arguments: argparse.Namespace) -> None:
     batches = shuffled(len(scenes), arguments.batch, np.random.default_rng(arguments.seed + done))
     generator.manual_seed(arguments.seed + done)
     crowds = load_rendered("train", arguments.crowds, crowd=True, folder=arguments.work)
+    facts, crowd_facts = facts_matrix(scenes.facts), facts_matrix(crowds.facts)
     crowd_batches = shuffled(len(crowds), arguments.batch, np.random.default_rng(arguments.seed + done))
-    started, running = time.monotonic(), {"word": math.nan, "patch": math.nan}
+    started, running = time.monotonic(), dict.fromkeys(("word", "patch", "count"), math.nan)
     for step in range(arguments.steps):
         parts: dict[str, Tensor] = {}
         # Crowds have no sentence, but four times the objects to be told apart.
-        if step % 2 and step < arguments.crowded * arguments.steps:
-            cut = view(crowds, next(crowd_batches), IMAGE_SIZE, generator, strength=0.8, patch=PATCH_SIZE, flip=True)
-            seen = trainee(cut.pictures)
-        else:
-            indices = next(batches)
-            cut = view(scenes, indices, IMAGE_SIZE, generator, strength=arguments.strength, patch=PATCH_SIZE, flip=True)
-            seen = trainee(cut.pictures)
+        crowded = step % 2 == 1 and step < arguments.crowded * arguments.steps
+        indices = next(crowd_batches if crowded else batches)
+        source, truth = (crowds, crowd_facts) if crowded else (scenes, facts)
+        cut = view(source, indices, IMAGE_SIZE, generator, strength=arguments.strength, patch=PATCH_SIZE, flip=True)
+        seen = trainee(cut.pictures)
+        if not crowded:
             ids, mask = encode(tokenizer, [canonical(scenes.facts[index]) for index in indices])
             parts["word"] = word_loss(trainee, seen, ids, mask)
         assert cut.patches is not None
         parts["patch"] = 0.5 * patch_loss(trainee, seen, cut.patches)
+        parts["count"] = 0.1 * count_loss(trainee, seen, truth[torch.from_numpy(indices)])
         torch.autograd.backward(torch.stack(list(parts.values())).sum())
         masters.step(step / arguments.steps)
         for name, part in parts.items():
             running[name] = part.item() if math.isnan(running[name]) else 0.95 * running[name] + 0.05 * part.item()
         if step % 20 == 0:
             speed = (step + 1) * arguments.batch / (time.monotonic() - started)
-            print(f"{step} {speed:.0f}/s word {running['word']:.4f} patch {running['patch']:.4f}", flush=True)
+            print(f"{step} {speed:.0f}/s", *(f"{name} {value:.4f}" for name, value in running.items()), flush=True)
         if step % arguments.every == arguments.every - 1 or step == arguments.steps - 1:
             found = quick_agreement(trainee, validation, tokenizer, min(200, arguments.validation))
             print(f"step {done + step + 1}: validation {found}", flush=True)
