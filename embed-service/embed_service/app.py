@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from pixelgate_common.bodies import ByteBudget
 from pixelgate_common.health import health_router
+from pixelgate_common.inference.resident import Resident
 from pixelgate_common.service import build_app
 from starlette.types import Scope
 
@@ -22,7 +23,7 @@ SERVICE = "embed-service"
 _TEXTS_BODY_BYTES = 4 * 1024 * 1024  # 256 texts of 2,000 characters of up to 4 bytes, escaped
 
 
-def create_app(settings: Settings, *, models: Mapping[str, Sequence[Model]] | None = None) -> FastAPI:
+def create_app(settings: Settings, *, models: Mapping[str, Sequence[Resident[Model]]] | None = None) -> FastAPI:
     """Return the application that serves `models`, or those that `settings` name, loaded here and now.
 
     Loading comes before listening: a model that gives wrong answers must not be reachable for a moment. Raises

@@ -18,6 +18,7 @@ from pixelgate_common.batching import BatchQueue, Places, Priority
 from pixelgate_common.contracts.embed import EmbedModel
 from pixelgate_common.errors import FingerprintMismatch, InvalidRequest, Unavailable
 from pixelgate_common.images import ImageRefused
+from pixelgate_common.inference.resident import Resident
 
 from embed_service import measures
 from embed_service.errors import UnknownSlot
@@ -33,7 +34,8 @@ Outcome = FloatVector | ImageRefused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Served:
-    model: Model
+    about: EmbedModel
+    resident: Resident[Model]
     images: BatchQueue[Pixels, FloatVector]
     texts: BatchQueue[TokenIds, FloatVector] | None
 
@@ -41,16 +43,19 @@ class _Served:
     def queues(self) -> Iterable[BatchQueue[Pixels, FloatVector] | BatchQueue[TokenIds, FloatVector]]:
         return (self.images, self.texts) if self.texts is not None else (self.images,)
 
+    def about_now(self) -> EmbedModel:
+        return self.about.model_copy(update={"state": self.resident.state})
+
 
 class Embedder:
-    """Serves the loaded models. `open` and all calls belong to one event loop."""
+    """Serves models, in memory or brought there when they are asked. All calls belong to one event loop."""
 
     def __init__(
         self,
-        models: Mapping[str, Sequence[Model]],
+        models: Mapping[str, Sequence[Resident[Model]]],
         settings: Settings,
     ) -> None:
-        """Serve `models` by slot, the one in use first, within the limits of `settings`."""
+        """Serve `models` by slot, the one in use first, within the limits of `settings`; all are loaded once."""
         self._served = {slot: [_serve(model, settings) for model in some] for slot, some in models.items()}
         self._threads, self._stuck_after_s = settings.thread_count, settings.stuck_after_s
         self._pool: ThreadPoolExecutor | None = None
@@ -60,8 +65,10 @@ class Embedder:
     async def __aenter__(self) -> Embedder:
         """Start to work."""
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="prepare")
-        for queue in self._queues():
-            queue.open()
+        for served in self._all():
+            served.resident.watch()
+            for queue in served.queues:
+                queue.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -69,25 +76,29 @@ class Embedder:
         async with AsyncExitStack() as stack:
             if self._pool is not None:
                 stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
+            for served in self._all():
+                stack.push_async_callback(served.resident.close)
             for queue in self._queues():
                 stack.push_async_callback(queue.close)
 
     def models(self) -> list[EmbedModel]:
-        """Return what is loaded, for each slot the one in use first."""
-        return [served.model.about for some in self._served.values() for served in some]
+        """Return what is served, for each slot the one in use first."""
+        return [served.about_now() for served in self._all()]
 
     async def check(self) -> list[dict[str, str]]:
-        """Return what is loaded; raises `Unavailable` when a queue has stopped or a batch hangs."""
+        """Return what is served; raises `Unavailable` when a queue has stopped or a batch hangs."""
         for queue in self._queues():
             if not queue.is_open:
                 raise Unavailable(f"{queue.name} has stopped.")
             if queue.busy_for_s > self._stuck_after_s:
                 raise Unavailable(f"{queue.name} has been busy with one batch for {queue.busy_for_s:.0f} s.")
-        return [about.model_dump(include={"slot", "model", "fingerprint", "precision"}) for about in self.models()]
+        return [
+            about.model_dump(include={"slot", "model", "fingerprint", "precision", "state"}) for about in self.models()
+        ]
 
     def about(self, slot: str, fingerprint: str | None = None) -> EmbedModel:
         """Return the model that would answer. Raises `UnknownSlot` (404) and `FingerprintMismatch` (409)."""
-        return self._find(slot, fingerprint).model.about
+        return self._find(slot, fingerprint).about
 
     async def embed_images(
         self, pictures: Sequence[bytes], *, slot: str, fingerprint: str | None = None, priority: Priority
@@ -97,11 +108,13 @@ class Embedder:
         Raises `UnknownSlot` (404), `FingerprintMismatch` (409), `Overloaded` and `Unavailable` (503).
         """
         served = self._find(slot, fingerprint)
+        # Places first: what waits for a model to be loaded is bounded like what waits for a batch.
         with served.images.admit(len(pictures), priority) as places:
-            outcomes = await asyncio.gather(
-                *(self._embed_image(served.model, picture, places, priority) for picture in pictures)
-            )
-        return served.model.about, list(outcomes)
+            async with served.resident.use() as model:
+                outcomes = await asyncio.gather(
+                    *(self._embed_image(model, picture, places, priority) for picture in pictures)
+                )
+        return served.about, list(outcomes)
 
     async def embed_texts(
         self, texts: Sequence[str], *, slot: str, fingerprint: str | None = None, priority: Priority
@@ -111,13 +124,13 @@ class Embedder:
         A slot whose model takes no texts is `InvalidRequest` (422).
         """
         served = self._find(slot, fingerprint)
-        side = served.model.text
-        if side is None or served.texts is None:
+        if served.texts is None:
             raise InvalidRequest(f"The model of slot {slot} takes pictures only.", field="slot")
         with served.texts.admit(len(texts), priority) as places:
-            rows = await self._prepare_texts(side, list(texts))
-            vectors = await asyncio.gather(*(places.run(row) for row in rows))
-        return served.model.about, list(vectors)
+            async with served.resident.use() as model:
+                rows = await self._prepare_texts(_text_side(model), list(texts))
+                vectors = await asyncio.gather(*(places.run(row) for row in rows))
+        return served.about, list(vectors)
 
     async def _prepare_texts(self, side: TextSide, texts: list[str]) -> list[TokenIds]:
         started = perf_counter()
@@ -159,31 +172,34 @@ class Embedder:
         if fingerprint is None:
             return some[0]
         for served in some:
-            if served.model.about.fingerprint == fingerprint:
+            if served.about.fingerprint == fingerprint:
                 return served
-        loaded = ", ".join(served.model.about.fingerprint for served in some)
-        raise FingerprintMismatch(f"Slot {slot} has {loaded} loaded, not {fingerprint}.", field="fingerprint")
+        there = ", ".join(served.about.fingerprint for served in some)
+        raise FingerprintMismatch(f"Slot {slot} has {there}, not {fingerprint}.", field="fingerprint")
+
+    def _all(self) -> list[_Served]:
+        return [served for some in self._served.values() for served in some]
 
     def _queues(self) -> list[BatchQueue[Pixels, FloatVector] | BatchQueue[TokenIds, FloatVector]]:
-        return [queue for some in self._served.values() for served in some for queue in served.queues]
+        return [queue for served in self._all() for queue in served.queues]
 
 
-def _serve(model: Model, settings: Settings) -> _Served:
+def _serve(resident: Resident[Model], settings: Settings) -> _Served:
+    model = resident.load_at_start()  # not kept here: what a reference holds cannot be unloaded
+
     def infer_images(batch: list[Pixels]) -> list[FloatVector]:
-        return list(model.infer_images(batch))
+        return list(resident.current.infer_images(batch))
+
+    def infer_texts(batch: list[TokenIds]) -> list[FloatVector]:
+        return list(_text_side(resident.current).infer(batch))
 
     about, texts = model.about, None
-    if (side := model.text) is not None:
-        infer = side.infer
-
-        def infer_texts(batch: list[TokenIds]) -> list[FloatVector]:
-            return list(infer(batch))
-
+    if model.text is not None:
         texts = BatchQueue(
             infer_texts,
-            settings.batch_limits(side.runner.good_batch),
+            settings.batch_limits(model.text.runner.good_batch),
             name=f"{about.slot} texts",
-            workers=side.runner.workers,
+            workers=model.text.runner.workers,
             observer=measures.QueueMetrics(about.slot, "text"),
         )
     images = BatchQueue(
@@ -193,4 +209,9 @@ def _serve(model: Model, settings: Settings) -> _Served:
         workers=model.image_runner.workers,
         observer=measures.QueueMetrics(about.slot, "image"),
     )
-    return _Served(model=model, images=images, texts=texts)
+    return _Served(about=about, resident=resident, images=images, texts=texts)
+
+
+def _text_side(model: Model) -> TextSide:
+    assert model.text is not None, "a model keeps its inputs when it is loaded again"
+    return model.text

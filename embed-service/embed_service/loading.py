@@ -12,8 +12,10 @@ import numpy.typing as npt
 import structlog
 from pixelgate_common.contracts.embed import EmbedModel
 from pixelgate_common.images import DecodeLimits
-from pixelgate_common.inference.errors import WrongAnswer
+from pixelgate_common.inference.errors import ModelChanged, WrongAnswer
+from pixelgate_common.inference.memory import need_bytes
 from pixelgate_common.inference.openvino_runtime import Precision, cpu_has_bf16
+from pixelgate_common.inference.resident import MemoryBudget, Resident
 
 from embed_service import golden, pixels, tokens
 from embed_service.artifact_cache import get_artifact, make_missing, order_for
@@ -64,20 +66,47 @@ class Model:
         return self.image_runner(batch)
 
 
-def load_all(settings: Settings) -> dict[str, list[Model]]:
-    """Return the loaded models by slot, the one in use first.
+def load_all(settings: Settings) -> dict[str, list[Resident[Model]]]:
+    """Return the models by slot, the one in use first, all in memory; idle ones leave it when the settings say so.
 
-    Raises `ModelProblem` (and its kin `ModelMissing`, `ModelChanged`, `WrongAnswer`) with a sentence for the person
-    who starts this.
+    Raises `ModelProblem` (and its kin `ModelMissing`, `ModelChanged`, `WrongAnswer`, `NotEnoughMemory`) with a
+    sentence for the person who starts this.
     """
     sources = wanted(settings)
     half = _first_choice(settings) != "fp32"
     make_missing([order_for(source, settings.cache_dir, half=half) for some in sources.values() for source in some])
-    return {slot: [load_model(source, settings) for source in some] for slot, some in sources.items()}
+    budget = MemoryBudget(settings.model_memory_bytes)
+    models: dict[str, list[Resident[Model]]] = {
+        slot: [_resident(source, settings, budget) for source in some] for slot, some in sources.items()
+    }
+    for some in models.values():
+        for resident in some:
+            resident.load_at_start()
+    return models
+
+
+def _resident(source: ModelSource, settings: Settings, budget: MemoryBudget) -> Resident[Model]:
+    artifact = get_artifact(source, settings.cache_dir, half=_first_choice(settings) != "fp32")
+    fingerprint = artifact.fingerprint
+
+    def load() -> Model:
+        model = load_model(source, settings)
+        if model.about.fingerprint != fingerprint:  # only now, hours after the start, while it was not in memory
+            raise ModelChanged(f"The files of {source.name} have changed since this service started; start it again.")
+        return model
+
+    files = [source.weights] if _computes_by_torch(settings) else sorted(artifact.folder.glob("*.bin"))
+    return Resident(
+        f"{source.slot}: {source.name}",
+        load,
+        need_bytes=need_bytes(files),
+        idle_s=settings.model_idle_s,
+        budget=budget,
+    )
 
 
 def load_model(source: ModelSource, settings: Settings) -> Model:
-    """Load one model and check its golden vectors; see `load_all`."""
+    """Load one model and check its golden vectors, at every load; see `load_all`."""
     precision = _first_choice(settings)
     try:
         return _load_checked(source, settings, precision)
@@ -94,6 +123,10 @@ def _first_choice(settings: Settings) -> Precision:
     if settings.precision != "auto":
         return settings.precision
     return "bf16" if _uses_cuda(settings) or cpu_has_bf16() else "fp32"
+
+
+def _computes_by_torch(settings: Settings) -> bool:
+    return settings.backend == "torch" or _uses_cuda(settings)
 
 
 def _uses_cuda(settings: Settings) -> bool:
@@ -119,7 +152,7 @@ def _load(source: ModelSource, artifact: Artifact, settings: Settings, precision
     image_runner: Runner
     text_runner: Runner | None = None
     device, backend = "cpu", "openvino"
-    if settings.backend == "torch" or _uses_cuda(settings):
+    if _computes_by_torch(settings):
         from embed_service import towers  # seconds and half a gigabyte: only when torch computes
 
         backend, device = "torch", "cuda" if towers.cuda_is_available() else "cpu"

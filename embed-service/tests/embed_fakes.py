@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from embed_service.pixels import Preprocess
 from PIL import Image
 from pixelgate_common.contracts.embed import EmbedModel
 from pixelgate_common.images import DecodeLimits
+from pixelgate_common.inference.resident import Resident
 from pixelgate_common.vectors import encode_vector
 
 SQUASH_8 = Preprocess(
@@ -105,6 +106,15 @@ def fake_model(
         image_runner=ColorRunner(),
         text=TextSide(artifact=artifact, tokenize=tokenize, runner=ColorRunner()) if texts else None,
     )
+
+
+def kept(models: Mapping[str, Sequence[Model]]) -> dict[str, list[Resident[Model]]]:
+    """Models that are in memory already."""
+
+    def resident(model: Model) -> Resident[Model]:
+        return Resident(model.about.model, lambda: model)
+
+    return {slot: [resident(model) for model in some] for slot, some in models.items()}
 
 
 TINY_CLIP: dict[str, Any] = {

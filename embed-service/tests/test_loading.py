@@ -17,7 +17,7 @@ import open_clip
 import pytest
 import torch
 import torchvision
-from embed_fakes import PREPROCESS, scenery, write_narrow_resnet, write_tiny_clip
+from embed_fakes import PREPROCESS, kept, scenery, write_narrow_resnet, write_tiny_clip
 from embed_service import towers
 from embed_service.app import create_app
 from embed_service.artifact_cache import get_artifact, order_for
@@ -28,7 +28,7 @@ from embed_service.settings import Settings
 from embed_service.tokens import PROBES
 from PIL import Image
 from pixelgate_common.contracts.embed import Embedded
-from pixelgate_common.inference.errors import ModelChanged, ModelProblem, WrongAnswer
+from pixelgate_common.inference.errors import ModelChanged, ModelProblem, NotEnoughMemory, WrongAnswer
 from pixelgate_common.vectors import decode_vector, encode_vector
 
 Vectors = npt.NDArray[np.float32]
@@ -61,7 +61,7 @@ def prepare_cache(settings: Settings) -> None:
 
 def load(settings: Settings) -> dict[str, list[Model]]:
     prepare_cache(settings)
-    return load_all(settings)
+    return {slot: [resident.current for resident in some] for slot, some in load_all(settings).items()}
 
 
 def smallest_cosine(ours: Vectors, theirs: Vectors) -> float:
@@ -114,7 +114,7 @@ def test_resnet34_gives_torchvisions_features(standard: dict[str, list[Model]], 
 
 async def test_the_standard_set_answers_over_http(standard: dict[str, list[Model]], model_dir: Path) -> None:
     settings = Settings(models="standard", model_dir_set=model_dir, threads=2)
-    app = create_app(settings, models=standard)
+    app = create_app(settings, models=kept(standard))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as http:
         files = [("images", ("a.jpg", file)) for file in pictures() * 7]
@@ -203,7 +203,7 @@ def test_the_first_start_converts_in_a_child_and_no_start_needs_torch_or_reports
         "heavy = {'torch', 'torchvision', 'open_clip', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert sys.modules['openvino_telemetry'] is None\n"
-        "print([some[0].about.fingerprint for some in models.values()])\n"
+        "print([some[0].current.about.fingerprint for some in models.values()])\n"
     )
     first = run_python(code, tiny.model_copy(update={"cache_dir_set": None}))
     assert first.returncode == 0, first.stderr
@@ -239,6 +239,31 @@ def falsified(tiny: Settings) -> Settings:
 def test_a_model_that_gives_another_vector_than_recorded_is_refused(falsified: Settings) -> None:
     with pytest.raises(WrongAnswer, match="another vector for the known text"):
         load_all(falsified)
+
+
+async def test_a_model_that_left_memory_comes_back_only_if_it_is_still_the_same(tiny: Settings) -> None:
+    prepare_cache(tiny)
+    (resident,) = load_all(tiny)["resnet"]
+    await resident.unload()
+    assert resident.state == "idle"
+    async with resident.use() as model:
+        again = image_vectors(model, pictures()[:1])
+        assert again.shape == (1, 64)
+        del model
+    await resident.unload()
+    write_narrow_resnet(Path(str(tiny.resnet_model)), size=32)
+    prepare_cache(tiny)
+    with pytest.raises(ModelChanged):
+        async with resident.use():
+            pass
+
+
+def test_a_model_for_which_there_is_no_memory_is_refused_with_figures(tiny: Settings) -> None:
+    prepare_cache(tiny)
+    with pytest.raises(
+        NotEnoughMemory, match=r"clip: .* needs about \d+ MB of memory; PIXELGATE_MODEL_MEMORY_MB has 1 MB"
+    ):
+        load_all(tiny.model_copy(update={"model_memory_mb": 1}))
 
 
 def test_the_service_refuses_to_start_with_one_plain_line(falsified: Settings) -> None:

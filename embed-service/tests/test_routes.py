@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from embed_fakes import ColorRunner, fake_model, jpeg
+from embed_fakes import ColorRunner, fake_model, jpeg, kept
 from embed_service.app import create_app
 from embed_service.loading import Model
 from embed_service.settings import Settings
@@ -23,7 +23,7 @@ RED, GREEN = jpeg((250, 5, 5)), jpeg((5, 250, 5))
 async def client(settings: Settings, models: dict[str, list[Model]] | None = None) -> AsyncIterator[httpx.AsyncClient]:
     if models is None:
         models = {"clip": [fake_model()], "resnet": [fake_model("resnet", "resnet-fake", texts=False)]}
-    app = create_app(settings.model_copy(update={"models": "starter"}), models=models)
+    app = create_app(settings.model_copy(update={"models": "starter"}), models=kept(models))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as http:
         yield http

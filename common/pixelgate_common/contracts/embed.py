@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pixelgate_common.contracts.models import Fingerprint, Priority, Slot
+from pixelgate_common.contracts.models import Fingerprint, Priority, ServedModel, Slot
 from pixelgate_common.contracts.problems import Problem
 from pixelgate_common.vectors import Base64Vector
 
@@ -49,22 +49,16 @@ class Embedded(BaseModel):
     items: list[EmbeddedItem]
 
 
-class EmbedModel(BaseModel):
-    """A model as embed-service has it loaded."""
+class EmbedModel(ServedModel):
+    """A model as embed-service serves it."""
 
-    slot: Slot
-    model: str = Field(description="The name for people, e.g. `ViT-B-32/laion2b_s34b_b79k` or `starter`.")
-    fingerprint: Fingerprint = Field(description="Architecture, weights digest and preprocessing in one name.")
     dim: int = Field(ge=1, le=65536)
     inputs: list[Literal["image", "text"]]
     image_size_px: int
-    backend: str = Field(description="`torch` or `openvino`.")
-    precision: str = Field(description="`fp32`, `bf16` or `int8`.")
-    device: str
 
 
 class EmbedModels(BaseModel):
-    """All models that embed-service has loaded."""
+    """All models that embed-service can answer with; for each slot the one in use comes first."""
 
     set: str
     models: list[EmbedModel]
