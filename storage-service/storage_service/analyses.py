@@ -23,6 +23,7 @@ from pixelgate_common.errors import FingerprintMismatch, InvalidRequest, NotFoun
 from pixelgate_common.vectors import FloatVector, decode_vector
 
 from storage_service.database import Connection, Database
+from storage_service.duplicates import AFTER_VECTOR_S, MARK_DUE
 from storage_service.generations import Generations
 from storage_service.palettes import write_palettes
 from storage_service.results import HAVE_COLORS, NotKept, keep_result
@@ -141,6 +142,7 @@ async def take_results(
         if done and stage in HAVE_COLORS:
             await write_palettes(conn, [item.image_id for item in done])
         if vectors:
+            await conn.execute(MARK_DUE, (AFTER_VECTOR_S, [image_id for image_id, _ in vectors]))
             # Last, because it takes the clock, which every other writer waits for from here to the commit.
             await generations.add_vectors(conn, stage, results.fingerprint, vectors)
     if stage not in SPACES:

@@ -20,6 +20,7 @@ from starlette.types import Scope
 from storage_service.analyses import RetryPolicy
 from storage_service.arrival import Arrivals
 from storage_service.color_index import ColorIndex
+from storage_service.comparisons import Comparisons, be_nice
 from storage_service.cutouts import Cutouts
 from storage_service.database import Database
 from storage_service.decoders import Decoders
@@ -31,7 +32,7 @@ from storage_service.objects.s3 import S3Objects
 from storage_service.parts import Parts
 from storage_service.pictures import warm_up
 from storage_service.removal import Removals
-from storage_service.routes import files, images, search, stages
+from storage_service.routes import duplicates, files, images, search, stages
 from storage_service.settings import Settings
 from storage_service.stages import enable_stages, fold_tallies
 from storage_service.upkeep import Upkeep
@@ -57,8 +58,11 @@ def create_app(settings: Settings) -> FastAPI:
                 warm_up=warm_up,
             )
             stack.push_async_callback(decoders.close)
-            decoders_started = asyncio.create_task(decoders.start())
-            stack.push_async_callback(_settled, decoders_started)
+            comparer = _comparer(settings)
+            if comparer is not None:
+                stack.push_async_callback(comparer.close)
+            children_started = asyncio.create_task(_started(decoders, comparer))
+            stack.push_async_callback(_settled, children_started)
             await migrate(settings.dsn, _PHASES[settings.migrate])
             db = Database(
                 settings.dsn,
@@ -74,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
             stack.push_async_callback(generations.close)
             await generations.start()
             await enable_stages(db, settings.stages)
-            await decoders_started
+            await children_started
             arrivals = Arrivals(
                 db,
                 objects,
@@ -113,6 +117,9 @@ def create_app(settings: Settings) -> FastAPI:
             upkeep.every(30, "activation", activate)
             # At once, so that the first search by colour does not have to read them all.
             upkeep.every(120, "palettes", palettes.tidy)
+            if comparer is not None:
+                comparisons = Comparisons(db, generations, objects, comparer, similar_cosine=settings.similar_cosine)
+                upkeep.every(1, "duplicates", comparisons.work_off)
             yield
 
     app = build_app(
@@ -120,7 +127,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=__doc__ or "",
         settings=settings,
         lifespan=lifespan,
-        routers=[images.router, files.router, stages.router, search.router],
+        routers=[images.router, files.router, stages.router, search.router, duplicates.router],
         body_limit=_body_limit,
     )
     app.include_router(
@@ -155,6 +162,18 @@ def vector_index(settings: Settings) -> VectorIndex:
         return EdgeVectorIndex(settings.data_dir / "vectors")
     api_key = None if settings.qdrant_api_key is None else settings.qdrant_api_key.get_secret_value()
     return QdrantVectorIndex(connect(settings.qdrant_url, api_key))
+
+
+def _comparer(settings: Settings) -> Decoders | None:
+    """Return the child in which pictures are compared, or None when they are not."""
+    if settings.duplicates == "off":
+        return None
+    memory_bytes = settings.decode_memory_mb << 20
+    return Decoders(1, timeout_s=settings.decode_timeout_s, memory_bytes=memory_bytes, warm_up=be_nice)
+
+
+async def _started(decoders: Decoders, comparer: Decoders | None) -> None:
+    await asyncio.gather(decoders.start(), *([] if comparer is None else [comparer.start()]))
 
 
 async def _settled(task: asyncio.Task[None]) -> None:

@@ -34,6 +34,7 @@ from psycopg.types.json import Jsonb
 
 from storage_service.database import Connection, Database
 from storage_service.decoders import Decoders
+from storage_service.duplicates import AFTER_ARRIVAL_S, MARK_DUE
 from storage_service.objects.protocol import NewObject, ObjectStore, object_key
 from storage_service.pictures import Processed, process
 from storage_service.records import VARIANT_MEDIA_TYPES, fetch_record, find_by_sha256
@@ -223,6 +224,7 @@ async def _insert(conn: Connection, body: Body, processed: Processed, arrival: A
     await conn.execute(
         "INSERT INTO analyses (image_id, stage) SELECT %s, stage FROM stages WHERE enabled AND automatic", (row[0],)
     )
+    await conn.execute(MARK_DUE, (AFTER_ARRIVAL_S, [row[0]]))
     return int(row[0])
 
 

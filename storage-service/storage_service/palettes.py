@@ -63,7 +63,7 @@ def to_lab(hundredths: Hundredths) -> npt.NDArray[np.float32]:
 
 
 async def write_palettes(conn: Connection, image_ids: Sequence[int]) -> None:
-    """Bring these pictures' rows to what their records say, and take the clock for it: the last thing before a commit."""
+    """Bring these pictures' rows to what their records say; it takes the clock, so it is the last before a commit."""
     rows = await conn.execute(
         "SELECT id, palette, foreground_palette FROM images WHERE id = ANY(%s) ORDER BY id", (list(image_ids),)
     )

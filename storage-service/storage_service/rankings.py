@@ -19,6 +19,7 @@ from psycopg import sql
 
 from storage_service.color_index import ColorIndex, ColorTerms, PalettesNow
 from storage_service.database import Connection
+from storage_service.duplicates import not_behind_a_peer
 from storage_service.filters_sql import Parameters, filter_sql
 from storage_service.generations import Generation, Generations
 from storage_service.limits import SearchLimits
@@ -183,12 +184,33 @@ class Rankings:
         """Return (image id, seq) of at most `needed` pictures that were added before `before_seq`, the newest first."""
         parameters = Parameters()
         before = self._seq + 1 if before_seq is None else before_seq
-        query = sql.SQL("SELECT i.id, i.seq FROM images i WHERE i.seq < {} AND {} ORDER BY i.seq DESC LIMIT {}").format(
-            parameters.add(before), self._where(parameters), parameters.add(needed)
+        found = sql.SQL("SELECT i.id, i.seq FROM images i WHERE i.seq < {} AND {}").format(
+            parameters.add(before), self._where(parameters)
+        )
+        alone: sql.Composable = sql.SQL("TRUE")
+        if self._wanted.collapse is not None:
+            alone = not_behind_a_peer(
+                sql.Literal(self._wanted.collapse), parameters.add(self._seq), self._where(parameters)
+            )
+        query = sql.SQL("SELECT o.id, o.seq FROM ({}) AS o WHERE {} ORDER BY o.seq DESC LIMIT {}").format(
+            found, alone, parameters.add(needed)
         )
         return [
             (row[0], row[1]) for row in await (await self._conn.execute(query, parameters, prepare=False)).fetchall()
         ]
+
+    async def behind(self, image_ids: Sequence[int]) -> dict[int, list[int]]:
+        """Return, of each picture, the earlier ones of its group that fit the search too, the latest first."""
+        parameters = Parameters()
+        query = sql.SQL(
+            "SELECT m.image_id, i.id FROM duplicate_members m JOIN duplicate_members n USING (tier, group_id)"
+            " JOIN images i ON i.id = n.image_id JOIN images o ON o.id = m.image_id"
+            " WHERE m.tier = {} AND m.image_id = ANY({}::bigint[]) AND i.seq < o.seq AND {} ORDER BY i.seq DESC"
+        ).format(sql.Literal(self._wanted.collapse), parameters.add(list(image_ids)), self._where(parameters))
+        behind: dict[int, list[int]] = {}
+        for first, image_id in await (await self._conn.execute(query, parameters, prepare=False)).fetchall():
+            behind.setdefault(first, []).append(image_id)
+        return behind
 
     async def parts(self, directions: Sequence[Direction], image_ids: Sequence[int]) -> dict[int, ScoreParts]:
         """Return what is known of each picture by each ranking, also where a ranking had not come down to it.

@@ -18,6 +18,7 @@ from pixelgate_common.errors import NotFound, PixelgateError
 
 from storage_service.arrival import lock_hash
 from storage_service.database import Database
+from storage_service.duplicates import lock_groups, peers_of, regroup
 from storage_service.generations import Generations
 from storage_service.objects.protocol import ObjectStore, object_key
 from storage_service.records import find_by_sha256
@@ -47,6 +48,9 @@ class Removals:
     async def delete(self, image_id: int) -> None:
         """Delete a picture; NotFound when there is none. Its objects may go a little later when a store is away."""
         async with self._db.connection() as conn:
+            # Before any row, as everybody does who changes groups; then those that it held together are made anew.
+            await lock_groups(conn)
+            peers = await peers_of(conn, image_id)
             row = await (
                 await conn.execute(
                     "WITH gone AS (DELETE FROM images WHERE id = %s RETURNING id, sha256)"
@@ -54,6 +58,8 @@ class Removals:
                     (image_id,),
                 )
             ).fetchone()
+            if peers:
+                await regroup(conn, peers)
         if row is None:
             raise NotFound(f"There is no picture {image_id}.")
         try:

@@ -5,7 +5,8 @@ A page's place is a snapshot of the clock, which keeps pictures that came later 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from pixelgate_common.contracts.storage import (
@@ -23,6 +24,7 @@ from pydantic import BaseModel, Field
 from storage_service.color_index import ColorIndex
 from storage_service.cursors import decode_cursor, encode_cursor
 from storage_service.database import Connection, Database
+from storage_service.duplicates import groups_of
 from storage_service.fusion import fuse
 from storage_service.generations import Generations, need_generation
 from storage_service.limits import SearchLimits
@@ -48,6 +50,43 @@ class SearchPlace(BaseModel):
     seq: BigInt
     shown: Annotated[int, Field(ge=1, le=100_000_000)]
     last: BigInt
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One page of a ranking. `end` is the number of places up to its last hit, and that hit; None when none follows.
+
+    `collapsed` are the duplicates of each hit that were ranked behind it, as deep as there was need to rank.
+    """
+
+    shown: Scored
+    collapsed: dict[int, list[int]]
+    end: tuple[int, int] | None
+
+
+def cut_page(scored: Scored, start: int, limit: int, groups: Mapping[int, int]) -> Cut:
+    """Return at most `limit` hits from place `start` of `scored` on, of each group only its first of all."""
+    first_of: dict[int, int] = {}
+    for image_id, _ in scored:
+        if image_id in groups:
+            first_of.setdefault(groups[image_id], image_id)
+    shown: Scored = []
+    end = None
+    following = False
+    for place, (image_id, score) in enumerate(scored[start:], start=start + 1):
+        if first_of.get(groups.get(image_id, -1), image_id) != image_id:
+            continue
+        if len(shown) == limit:
+            following = True
+            break
+        shown.append((image_id, score))
+        end = (place, image_id)
+    behind: dict[int, list[int]] = {image_id: [] for image_id, _ in shown if image_id in groups}
+    for image_id, _ in scored:
+        first = first_of.get(groups.get(image_id, -1), image_id)
+        if first != image_id and first in behind:
+            behind[first].append(image_id)
+    return Cut(shown, behind, end if following else None)
 
 
 class Searcher:
@@ -78,17 +117,16 @@ class Searcher:
             if not wanted.vectors and wanted.words is None and wanted.colors is None:
                 return await self._newest(conn, rankings, wanted, place, seq)
             directions = [await self._direction(conn, wanted, number) for number in range(len(wanted.vectors))]
-            scored, start = await self._ranked(rankings, wanted, directions, place)
-            shown, more = scored[start : start + wanted.limit], len(scored) > start + wanted.limit
-            image_ids = [image_id for image_id, _ in shown]
+            cut = await self._cut(conn, rankings, wanted, directions, place)
+            image_ids = [image_id for image_id, _ in cut.shown]
             parts = await rankings.parts(directions, image_ids)
             records = await fetch_records(conn, image_ids)
         hits = [
-            Hit(image=records[image_id], score=score, parts=parts[image_id])
-            for image_id, score in shown
+            Hit(image=records[image_id], score=score, parts=parts[image_id], collapsed=cut.collapsed.get(image_id, []))
+            for image_id, score in cut.shown
             if image_id in records  # else deleted in this very moment
         ]
-        following = SearchPlace(seq=seq, shown=start + len(shown), last=image_ids[-1]) if more else None
+        following = None if cut.end is None else SearchPlace(seq=seq, shown=cut.end[0], last=cut.end[1])
         return SearchPage(hits=hits, next_cursor=following and encode_cursor(wanted, following))
 
     async def vectors(self, wanted: VectorsWanted) -> StoredVectors:
@@ -115,21 +153,30 @@ class Searcher:
         self._generations.need_complete(generation)
         return Direction(number, generation, vector, query.weight)
 
-    async def _ranked(
-        self, rankings: Rankings, wanted: Search, directions: Sequence[Direction], place: SearchPlace | None
-    ) -> tuple[Scored, int]:
-        """Return the ranking down to the page's end and one more where there is one, and where the page starts."""
-        start = 0 if place is None else place.shown
-        needed = start + wanted.limit + 1
+    async def _cut(
+        self,
+        conn: Connection,
+        rankings: Rankings,
+        wanted: Search,
+        directions: Sequence[Direction],
+        place: SearchPlace | None,
+    ) -> Cut:
+        """Return the page that begins at `place`, ranked as deep as it takes to fill it."""
+        needed = (0 if place is None else place.shown) + wanted.limit + 1
         while True:
             scored = await self._scored(rankings, wanted, directions, needed)
+            start = 0
             if place is not None:
                 # What was deleted or edited since the last page has moved the rest; the last hit says by how much.
                 positions = {image_id: position for position, (image_id, _) in enumerate(scored)}
                 start = positions.get(place.last, place.shown - 1) + 1
-            if len(scored) < needed or start + wanted.limit < needed:
-                return scored, start
-            needed = start + wanted.limit + 1
+            groups = {}
+            if wanted.collapse is not None:
+                groups = await groups_of(conn, wanted.collapse, [image_id for image_id, _ in scored])
+            cut = cut_page(scored, start, wanted.limit, groups)
+            if cut.end is not None or len(scored) < needed:
+                return cut
+            needed = max(needed, start) + wanted.limit * (1 if wanted.collapse is None else 2) + 1
 
     async def _scored(self, rankings: Rankings, wanted: Search, directions: Sequence[Direction], needed: int) -> Scored:
         if len(directions) + (wanted.words is not None) + (wanted.colors is not None) == 1:
@@ -151,10 +198,13 @@ class Searcher:
         self, conn: Connection, rankings: Rankings, wanted: Search, place: SearchPlace | None, seq: int
     ) -> SearchPage:
         found = await rankings.newest(None if place is None else place.last, wanted.limit + 1)
+        behind = await rankings.behind([image_id for image_id, _ in found]) if wanted.collapse else {}
         more, found = len(found) > wanted.limit, found[: wanted.limit]
         records = await fetch_records(conn, [image_id for image_id, _ in found])
         hits = [
-            Hit(image=records[image_id], score=0.0, parts=ScoreParts()) for image_id, _ in found if image_id in records
+            Hit(image=records[image_id], score=0.0, parts=ScoreParts(), collapsed=behind.get(image_id, []))
+            for image_id, _ in found
+            if image_id in records
         ]
         shown = len(found) + (0 if place is None else place.shown)
         following = SearchPlace(seq=seq, shown=shown, last=found[-1][1]) if more else None

@@ -48,6 +48,11 @@ class Settings(ServiceSettings, PictureLimits, SearchLimits):
     retry_base_s: float = Field(2.0, gt=0, le=3600, description="Wait after the first failure; doubles with each one.")
     retry_max_s: float = Field(600.0, gt=0, le=86400)
 
+    duplicates: Literal["on", "off"] = Field("on", description="Whether pictures are compared with each other.")
+    similar_cosine: float = Field(
+        0.95, gt=0, le=1, description="Cosine of two pictures' vectors from which they count as similar."
+    )
+
     decoders: int = Field(
         default_factory=lambda: min(8, os.cpu_count() or 1), ge=1, le=64, description="Child processes that decode."
     )

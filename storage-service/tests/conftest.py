@@ -49,7 +49,12 @@ def settings(postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in [name for name in os.environ if name.startswith(("PIXELGATE_STORAGE_", "S3_", "QDRANT_"))]:
         monkeypatch.delenv(name)
     return Settings(
-        database_url=postgres_dsn, data_dir=tmp_path / "data", decoders=2, max_upload_mb=1, stages=("clip", "resnet")
+        database_url=postgres_dsn,
+        data_dir=tmp_path / "data",
+        decoders=2,
+        max_upload_mb=1,
+        stages=("clip", "resnet"),
+        duplicates="off",
     )
 
 
