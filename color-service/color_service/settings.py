@@ -26,7 +26,10 @@ class Settings(ServiceSettings, PictureLimits):
     threads: int = Field(0, ge=0, le=256, description="Threads that work on pictures; 0: one for each core.")
 
     max_blend_pixels: int = Field(
-        8_000_000, ge=1, le=200_000_000, description="A larger image_1 is scaled down to this many before blending."
+        8_000_000,
+        ge=1,
+        le=200_000_000,
+        description="A larger image_1 is scaled down to this many; each takes 50 bytes of memory.",
     )
     max_collage_pixels: int = Field(
         25_000_000, ge=1024, le=200_000_000, description="A collage that would have more is refused."
