@@ -121,6 +121,8 @@ def ask(
         try:
             with client.stream("GET", url, headers=dict(headers())) as response:
                 status = response.status_code
+                if response.url.scheme == "http" and url.startswith("https:"):
+                    raise HubRefused(f"{host} sends to {response.url.host} without encryption, which is not followed.")
                 if status < 400 or status == 416:
                     if receive(response):
                         return
@@ -135,7 +137,7 @@ def ask(
                     problem = HubUnreachable(f"{host} has trouble of its own (status {status}); try again later.")
                 else:
                     raise _refusal(response, host)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             # Nobody is there: waiting would only make a person without network wait.
             raise HubUnreachable(
                 f"{host} cannot be reached ({_reason(error)}). Without network, put the files into the model folder by "

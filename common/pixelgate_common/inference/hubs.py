@@ -21,7 +21,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def _http_url(value: str) -> str:
-    url = httpx.URL(value)
+    try:
+        url = httpx.URL(value)
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from error
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError("must be an http or https address")
     return value.rstrip("/")

@@ -19,6 +19,8 @@ from pixelgate_common.inference.errors import ModelChanged, ModelProblem
 
 Entry = dict[str, Any]
 LOCK_NAME = "models.lock"
+PULLED = "files"
+"""The section of what was pulled, by `SLOT:NAME`; its entries say in `files` what each file is."""
 IDENTITY = ("fingerprint", "weights_sha256", "sha256", "md5", "revision", "size_bytes")
 """What an entry is known by: of these, what stands in both must agree."""
 
@@ -37,11 +39,13 @@ class ModelLock:
     def check_or_record(self, section: str, key: str, entry: Mapping[str, Any], *, name: str | None = None) -> Entry:
         """Return what is recorded under `key`: `entry` itself when it is the first one.
 
-        Raises `ModelChanged` when a digest, fingerprint, size or revision (`IDENTITY`) in both differs, and
-        `ModelProblem` when the lock cannot be read or written. `name` is what the model is called in the message.
+        Raises `ModelChanged` when a digest, fingerprint, size or revision (`IDENTITY`) in both differs, or when the
+        `weights_sha256` is that of none of the files that were pulled under this `name`; and `ModelProblem` when the
+        lock cannot be read or written. `name` is what the model is called (by default `key`).
         """
         with self._alone():
             content = self._content()
+            self._compare_with_pulled(content, name or key, entry)
             entries = self._section(content, section)
             if key not in entries:
                 entries[key] = dict(entry)
@@ -67,6 +71,17 @@ class ModelLock:
             change(entries)
             content[section] = entries
             self._write(content)
+
+    def _compare_with_pulled(self, content: dict[str, Any], name: str, entry: Mapping[str, Any]) -> None:
+        sha256 = entry.get("weights_sha256")
+        for key, pulled in self._section(content, PULLED).items():
+            files = pulled.get("files")
+            if sha256 is None or key.partition(":")[2] != name or not isinstance(files, dict):
+                continue
+            if sha256 not in [one.get("sha256") for one in files.values() if isinstance(one, dict)]:
+                raise ModelChanged(
+                    f"{name} has other weights than those that were pulled; `pixelgate models verify {name}` says more."
+                )
 
     def _difference(
         self, section: str, key: str, recorded: Entry, entry: Mapping[str, Any], differing: list[str], name: str

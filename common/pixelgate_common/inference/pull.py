@@ -20,9 +20,8 @@ from pixelgate_common.inference.download import DamagedFile, Digests, Expected, 
 from pixelgate_common.inference.errors import ModelChanged, ModelMissing
 from pixelgate_common.inference.hubs import HubSettings, RemoteFile, authorization, host_of, look_up, published
 from pixelgate_common.inference.known_models import KNOWN, SLOTS, STANDARD, DiskState, KnownModel
-from pixelgate_common.inference.model_lock import LOCK_NAME, Entry, ModelLock
+from pixelgate_common.inference.model_lock import LOCK_NAME, PULLED, Entry, ModelLock
 
-SECTION = "files"
 DigestState = Literal["published", "recorded", "unknown"]
 
 
@@ -97,7 +96,7 @@ class ModelFolder:
 
     def overview(self, rows: Sequence[KnownModel] = KNOWN) -> list[Listed]:
         """Return what is on disk of each model. Asks no hub."""
-        entries = self._lock.read(SECTION)
+        entries = self._lock.read(PULLED)
         return [self._listed(row, entries.get(_key(row))) for row in rows]
 
     def pull(self, row: KnownModel, watcher: PullWatcher, *, update: bool = False) -> None:
@@ -107,7 +106,7 @@ class ModelFolder:
         `ModelChanged` when what comes, or lies there, is not what was recorded. Whatever is raised, each file that was
         whole before is whole, and what came in is gone on from at the next pull.
         """
-        entry = None if update else self._lock.read(SECTION).get(_key(row))
+        entry = None if update else self._lock.read(PULLED).get(_key(row))
         if entry is not None and self._is_as_recorded(row, entry):
             watcher.model(row, "already there")
             return
@@ -124,7 +123,7 @@ class ModelFolder:
 
     def verify(self, rows: Sequence[KnownModel] = KNOWN) -> tuple[list[KnownModel], list[Difference]]:
         """Read every file of `rows` that is on disk and return the models checked, and all differences. Asks no hub."""
-        entries = self._lock.read(SECTION)
+        entries = self._lock.read(PULLED)
         checked: list[KnownModel] = []
         differences: list[Difference] = []
         for row in rows:
@@ -236,9 +235,9 @@ class ModelFolder:
             "pulled_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         if update:
-            self._lock.record(SECTION, _key(row), entry)
+            self._lock.record(PULLED, _key(row), entry)
         else:
-            self._lock.check_or_record(SECTION, _key(row), entry, name=row.name)
+            self._lock.check_or_record(PULLED, _key(row), entry, name=row.name)
 
     @contextmanager
     def _open_client(self) -> Iterator[httpx.Client]:

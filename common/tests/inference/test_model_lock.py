@@ -75,3 +75,14 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ModelProblem, match="cannot be used"):
         ModelLock(tmp_path / "file" / "models.lock").record("caption", "blip", ENTRY)
+
+
+def test_what_is_loaded_must_be_what_was_pulled(tmp_path: Path) -> None:
+    lock = ModelLock(tmp_path / "models.lock")
+    lock.record("files", "caption:blip", {"files": {"config.json": {"sha256": "00"}, "m.bin": {"sha256": "11"}}})
+    assert lock.check_or_record("caption", "any key", ENTRY, name="blip") == ENTRY
+    other = {"fingerprint": "b", "weights_sha256": "22"}
+    with pytest.raises(ModelChanged, match=r"blip has other weights than those that were pulled.*verify blip"):
+        lock.check_or_record("detect", "another key", other, name="blip")
+    assert lock.read("detect") == {}
+    assert lock.check_or_record("detect", "own", other) == other, "nothing of this name was pulled"
