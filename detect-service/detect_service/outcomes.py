@@ -17,13 +17,20 @@ async def gather_all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
     `asyncio.gather` alone would raise at once and leave the others running, on a model that nobody holds any more.
     """
-    results = await asyncio.gather(*work, return_exceptions=True)
-    done: list[T] = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        done.append(result)
-    return done
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
+    finally:
+        errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+    for error in errors:
+        if error is not None:
+            raise error
+    return [task.result() for task in tasks]
 
 
 def check_queue(queue: BatchQueue[Any, Any], stuck_after_s: float) -> None:
