@@ -27,6 +27,8 @@ _SLOTS = {
 """What each service is there for, to be named when it cannot be asked."""
 
 _PATIENCE_S = 5.0
+_TOLD = {"slot", "model", "fingerprint", "dim", "inputs", "backend", "precision", "device"}
+"""What of a model is told as its service says it."""
 NO_SET = "none"
 """What a service without weights (color-service) calls its set."""
 
@@ -94,22 +96,12 @@ async def _slots_of(client: EmbedClient | ComputeClient) -> list[SlotModel]:
 
 
 def _told(service: str, known: EmbedModels | ServedModels) -> list[SlotModel]:
-    if isinstance(known, EmbedModels):
-        return [
-            SlotModel(
-                service=service,
-                set=known.set,
-                state="ready",
-                **model.model_dump(exclude={"image_size_px"}),
-            )
-            for model in known.models
-        ]
     return [
         SlotModel(
             service=service,
             set=None if known.set == NO_SET else known.set,
             state="idle" if model.state == "idle" else "ready",
-            **model.model_dump(exclude={"state"}),
+            **model.model_dump(include=_TOLD),
         )
         for model in known.models
     ]
