@@ -109,7 +109,9 @@ async def take_results(
         if (await fetch_stage(conn, stage, "FOR SHARE")).fingerprint != results.fingerprint:
             return ResultsTaken(accepted=0, stale=len(results.items))
         # First the pictures, so that none is deleted before this commits, and a deletion never waits for it crosswise.
-        lock = "KEY SHARE" if stage in SPACES else "NO KEY UPDATE"
+        # A vector's payload is read under SHARE after the clock was taken, so SHARE is what it must hold before that:
+        # a palette's result holds the pictures when it comes to the clock.
+        lock = "SHARE" if stage in SPACES else "NO KEY UPDATE"
         await conn.execute(f"SELECT 1 FROM images WHERE id = ANY(%s) ORDER BY id FOR {lock}".encode(), (list(items),))
         rows = await conn.execute(
             "SELECT image_id, token::text, attempts FROM analyses WHERE stage = %s AND image_id = ANY(%s)"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pictures_made as made
 import psycopg
 import pytest
 from conftest import Service, running
 from pixelgate_common.frames import decode_frames
+from pixelgate_common.vectors import encode_vector
 from pixelgate_local.testing import PostgresServer
 from storage_service.migrations import known_migrations, migrate
 from storage_service.settings import Settings
@@ -298,3 +301,27 @@ async def test_a_store_of_the_first_schema_keeps_what_it_knew(postgres_server: P
         with psycopg.connect(dsn) as conn:
             rows = conn.execute("SELECT objects_known FROM images ORDER BY id").fetchall()
     assert rows == [(True,), (True,), (False,)]
+
+
+async def test_palettes_and_vectors_of_the_same_pictures_do_not_wait_for_each_other_crosswise(
+    settings: Settings,
+) -> None:
+    async with running(settings.model_copy(update={"stages": ("clip", "palette")})) as service:
+        ids = [(await service.create(made.jpeg(seed=n))).id for n in range(8)]
+        vector = encode_vector(np.ones(8, dtype=np.float32))
+
+        async def hand_in(stage: str, finding: dict[str, Any]) -> None:
+            items = [
+                {"image_id": i["image_id"], "token": i["token"], "took_ms": 5, **finding}
+                for i in await service.lease(stage)
+            ]
+            body = {"fingerprint": f"test-{stage}-1", "items": items}
+            response = await service.client.post(f"/v1/stages/{stage}/results", json=body)
+            assert response.json() == {"accepted": len(ids), "stale": 0}, response.text
+
+        for _ in range(12):
+            await asyncio.gather(
+                hand_in("clip", {"vector": vector}), hand_in("palette", {"result": {"palette": [RED]}})
+            )
+            for stage in ("clip", "palette"):
+                assert (await service.client.post(f"/v1/stages/{stage}/rerun")).is_success
