@@ -138,7 +138,8 @@ def test_without_network_it_is_one_plain_message_and_nothing_is_broken(
     ("arguments", "variables", "status", "says"),
     [
         pytest.param(["pull", "gpt"], {}, 1, "'gpt' is neither a slot", id="an unknown name"),
-        pytest.param(["list"], {"PIXELGATE_HF_ENDPOINT": "ftp://x"}, 2, "hf_endpoint", id="an address that is none"),
+        pytest.param(["list"], {"PIXELGATE_HF_ENDPOINT": "ftp://x"}, 2, "hf_endpoint", id="another protocol"),
+        pytest.param(["list"], {"PIXELGATE_HF_ENDPOINT": "http://hub:port"}, 2, "hf_endpoint", id="no address"),
         pytest.param(["list"], {"PIXELGATE_MODELS": "best"}, 2, "PIXELGATE_MODELS", id="an unknown set"),
     ],
 )
