@@ -39,6 +39,7 @@ EVERYTHING = {"PIXELGATE_STORAGE_STAGES": ALL_STAGES}
 """The environment of a system that analyses pictures in every way, cutouts included."""
 VECTORS_ONLY = {"PIXELGATE_STORAGE_STAGES": "clip,resnet"}
 """The environment of a system that pictures go through fast, for tests of what does not depend on the other stages."""
+_CONVERTED = Path.home() / ".cache" / "pixelgate" / "converted-models"
 
 
 def free_port() -> int:
@@ -63,12 +64,12 @@ class System:
             "PIXELGATE_MODELS": "starter",
             "PIXELGATE_PIPELINE_LEASE_S": "10",
             # Converted models are kept by fingerprint outside the clone: only the first start of all has to make them.
-            "PIXELGATE_EMBED_CACHE_DIR": str(Path.home() / ".cache" / "pixelgate" / "converted-models"),
+            **{f"PIXELGATE_{service}_CACHE_DIR": str(_CONVERTED) for service in ("EMBED", "CAPTION", "DETECT")},
             **(env or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout_s: float = 120) -> Self:
+    def start(self, timeout_s: float = 300) -> Self:
         """Start everything, and wait until it is ready."""
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
@@ -81,7 +82,7 @@ class System:
         self.wait_ready(timeout_s)
         return self
 
-    def wait_all_ready(self, timeout_s: float = 120) -> Self:
+    def wait_all_ready(self, timeout_s: float = 300) -> Self:
         """Wait until `/readyz` calls every part ready, also those that only add to what is known of pictures."""
         deadline = time.monotonic() + timeout_s
         unready: dict[str, Any] = {"everything": None}
@@ -203,7 +204,7 @@ def stages(client: httpx.Client) -> dict[str, dict[str, Any]]:
     return {stage["stage"]: stage for stage in client.get("/v1/stages").raise_for_status().json()["stages"]}
 
 
-def wait_analysed(client: httpx.Client, timeout_s: float = 240) -> dict[str, dict[str, Any]]:
+def wait_analysed(client: httpx.Client, timeout_s: float = 280) -> dict[str, dict[str, Any]]:
     """Wait until no stage has anything left to do, and return the stages."""
     deadline = time.monotonic() + timeout_s
     now: dict[str, dict[str, Any]] = {}
