@@ -63,7 +63,7 @@ def load(source: CaptionSource) -> Blip:
             weights_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged folder can bring the libraries to throw anything
         raise ModelProblem(f"{source.weights} cannot be loaded as BLIP: {error}") from error
     missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
     if missing or info["mismatched_keys"]:
@@ -81,7 +81,7 @@ def load(source: CaptionSource) -> Blip:
 def _vocabulary(folder: Path, config: Any) -> Vocabulary:
     try:
         tokenizer = transformers.BertTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # as above
         raise ModelProblem(f"{folder}: its tokenizer cannot be read: {error}") from error
     tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if len(tokens) > config.vocab_size or len(tokens) <= config.sep_token_id:
@@ -120,6 +120,9 @@ def reference_tokens(blip: Blip, pixels: npt.NDArray[np.float32], max_new_tokens
 
 class Eyes(nn.Module):
     """Pixels (n, side, side, 3), uint8, to keys and values, (n, heads, patches, width): first all keys, then values."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: Any, preprocess: Preprocess) -> None:
         """Use the weights of `model`."""

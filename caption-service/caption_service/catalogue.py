@@ -15,9 +15,10 @@ from typing import Any, Self
 
 from pixelgate_common.inference import model_sets
 from pixelgate_common.inference.errors import ModelMissing, ModelProblem
+from pixelgate_common.inference.known_models import Slot
 from pixelgate_common.inference.model_sets import ModelChoice, ModelSource
 
-SLOT = "caption"
+SLOT: Slot = "caption"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 

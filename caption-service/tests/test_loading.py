@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -91,7 +90,14 @@ def test_a_folder_as_published_in_2022_is_converted_in_a_child(settings: Setting
     assert entry["caption"]
 
 
+def test_torch_in_bf16_answers_the_golden_question(small: Settings) -> None:
+    (model,) = load_all(small.model_copy(update={"precision": "bf16", "backend": "torch"}))
+    assert (model.about().backend, model.about().precision) == ("torch", "bf16")
+    assert len(model.resident.current.caption([Job(model.prepare(golden.picture_bytes()), 5, 5)])[0].split()) == 5
+
+
 def test_a_pickle_that_would_run_code_is_refused(settings: Settings, tmp_path: Path) -> None:
+    import torch
     from caption_service import blip
 
     class Code:
@@ -99,7 +105,7 @@ def test_a_pickle_that_would_run_code_is_refused(settings: Settings, tmp_path: P
             return os.mkdir, (str(tmp_path / "run"),)
 
     folder = write_blip(tmp_path / "old", old_files=True)
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Code()))
+    torch.save({"text_decoder.cls.predictions.bias": Code()}, folder / "pytorch_model.bin")
     with pytest.raises(ModelProblem, match="cannot be loaded"):
         blip.load(find(settings, str(folder)))
     assert not (tmp_path / "run").exists()
