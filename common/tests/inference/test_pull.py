@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from pixelgate_common.inference.download import DamagedFile, HubBusy, HubRefused, HubUnreachable, Patience, PullProblem
 from pixelgate_common.inference.errors import ModelChanged, ModelMissing
@@ -116,6 +118,21 @@ def test_a_pull_that_was_given_up_is_gone_on_from_by_the_next(tmp_path: Path, hu
     watcher = Watcher()
     model_folder(tmp_path, hub).pull(YOLO, watcher)
     assert watcher.seen[0] == ("yolo26n.pt", 100_000, len(WEIGHTS))
+    assert (tmp_path / "models/objects/yolo26n.pt").read_bytes() == WEIGHTS
+
+
+def test_a_person_who_stops_a_pull_keeps_what_came_in(tmp_path: Path, hub: FakeHub) -> None:
+    class Stopped(Watcher):
+        def file(self, row: KnownModel, name: str, done: int, total: int | None) -> None:
+            if done > 0:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model_folder(tmp_path, hub).pull(YOLO, Stopped())
+    assert files_in(tmp_path / "models/objects") == {"yolo26n.pt.part", "yolo26n.pt.part.json"}
+    watcher = Watcher()
+    model_folder(tmp_path, hub).pull(YOLO, watcher)
+    assert watcher.seen[0][1] > 0
     assert (tmp_path / "models/objects/yolo26n.pt").read_bytes() == WEIGHTS
 
 
@@ -321,6 +338,43 @@ def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path, hub: Fa
     (tmp_path / "models" / "objects").write_text("a file in the way")
     with pytest.raises(PullProblem, match="cannot be written"):
         model_folder(tmp_path, hub).pull(YOLO, Watcher())
+
+
+def test_a_file_for_which_there_is_no_space_is_refused_before_it_comes(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=60_000_000))
+    with pytest.raises(PullProblem, match=r"objects has 60 MB free; 0 MB and some to spare are needed"):
+        model_folder(tmp_path, hub).pull(YOLO, Watcher())
+    assert files_in(tmp_path / "models/objects") == set()
+
+
+def test_a_hub_that_sends_to_an_address_without_encryption_is_not_followed(tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.scheme == "https":
+            return httpx.Response(302, headers={"Location": "http://elsewhere.example/yolo26n.pt"})
+        return httpx.Response(200, content=b"from anybody")
+
+    with httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True) as client:
+        folder = ModelFolder(tmp_path / "models", HubSettings(), client=client)
+        with pytest.raises(HubRefused, match=r"sends to elsewhere.example without encryption"):
+            folder.pull(YOLO, Watcher())
+    assert YOLO.state(tmp_path / "models") == "missing"
+
+
+def test_two_pulls_of_one_file_do_not_mix(tmp_path: Path, hub: FakeHub) -> None:
+    second: list[str] = []
+
+    class Meddling(Watcher):
+        def file(self, row: KnownModel, name: str, done: int, total: int | None) -> None:
+            if not second:
+                with pytest.raises(PullProblem, match=r"Another process is fetching yolo26n.pt") as found:
+                    model_folder(tmp_path, hub).pull(YOLO, Watcher())
+                second.append(found.value.detail)
+
+    model_folder(tmp_path, hub).pull(YOLO, Meddling())
+    assert second
+    assert (tmp_path / "models/objects/yolo26n.pt").read_bytes() == WEIGHTS
 
 
 def test_names_and_slots_can_be_asked_for() -> None:
