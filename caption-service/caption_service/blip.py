@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
-from pixelgate_common.inference.errors import ModelProblem
+from pixelgate_common.inference.errors import ModelMissing, ModelProblem
 from torch import Tensor, nn
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -31,6 +31,8 @@ from caption_service.decoding import MASKED, FloatMatrix, Step, TokenIds
 from caption_service.pixels import Pixels, Preprocess
 from caption_service.vocabulary import Vocabulary
 
+# The published BLIPs have scores for two tokens that their vocab.txt does not list, and others pad to multiples of 8.
+_SPARE_SCORES = 8
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -79,12 +81,17 @@ def load(source: CaptionSource) -> Blip:
 
 
 def _vocabulary(folder: Path, config: Any) -> Vocabulary:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        # transformers would go on with a tokenizer of five tokens.
+        raise ModelMissing(
+            f"{folder} has neither tokenizer.json nor vocab.txt; without a tokenizer there are no words."
+        )
     try:
         tokenizer = transformers.BertTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise ModelProblem(f"{folder}: its tokenizer cannot be read: {error}") from error
     tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    if len(tokens) > config.vocab_size or len(tokens) <= config.sep_token_id:
+    if not config.vocab_size - _SPARE_SCORES <= len(tokens) <= config.vocab_size:
         raise ModelProblem(f"{folder}: the tokenizer knows {len(tokens)} tokens, config.json says {config.vocab_size}.")
     return Vocabulary(
         tokens=tuple(tokens),

@@ -127,7 +127,10 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(
         blip.load(find(settings, str(folder)))
     (folder / "tokenizer.json").unlink()
     change(folder, "preprocessor_config.json", size={"height": 64, "width": 64})
-    with pytest.raises(ModelProblem, match="token"):
+    with pytest.raises(ModelProblem, match=r"neither tokenizer\.json nor vocab\.txt"):
+        blip.load(find(settings, str(folder)))
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    with pytest.raises(ModelProblem, match=r"knows \d tokens"):
         blip.load(find(settings, str(folder)))
 
 
