@@ -22,9 +22,7 @@ SIZES = [(640, 480), (200, 300), (50, 40), (900, 30), (1, 1)]
 
 @pytest.fixture
 def none_of_objects(settings: Settings, shared_cache: Path) -> Settings:
-    return settings.model_copy(
-        update={"objects_model": "none", "cache_dir_set": shared_cache, "precision": "fp32"}
-    )
+    return settings.model_copy(update={"objects_model": "none", "cache_dir_set": shared_cache, "precision": "fp32"})
 
 
 def load(settings: Settings) -> MatteNetwork:

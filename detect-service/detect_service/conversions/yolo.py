@@ -66,13 +66,16 @@ def convert(weights: Path, config: dict[str, Any], graph: Path, *, half: bool) -
     answer = golden.of_objects(
         to_boxes(labels, found.xyxy.numpy(), found.conf.numpy(), found.cls.numpy().astype(np.int64))
     )
+    network.end2end = rows  # before fuse(), which throws the other head away
     network = network.float().fuse(verbose=False).eval()
-    network.end2end = rows
     for module in network.modules():
         if hasattr(module, "export"):
             module.export, module.format = True, "openvino"
         if hasattr(module, "dynamic"):
             module.dynamic = True
+    if rows:
+        # Its choice of the best rows is made here: a trace would fix their number, which small pictures do not have.
+        head.postprocess = _unchanged
     # Neither square nor as large as what is served, so that no side is taken for another or for a constant.
     example = torch.zeros(1, 8 * stride, 11 * stride, 3, dtype=torch.uint8)
     save_traced(Pixels(network), example, (1, -1, -1, 3), graph, half=half)
@@ -81,6 +84,10 @@ def convert(weights: Path, config: dict[str, Any], graph: Path, *, half: bool) -
         architecture={"library": "ultralytics", "layers": json.loads(json.dumps(network.yaml, default=str))},
         golden=answer,
     )
+
+
+def _unchanged(predictions: Any) -> Any:
+    return predictions
 
 
 def _side_px(config: dict[str, Any], network: Any, weights: Path) -> int:

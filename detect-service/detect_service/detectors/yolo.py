@@ -1,8 +1,8 @@
 """ultralytics' YOLO models, converted for OpenVINO: the answers of `predict()` without torch.
 
 The graph takes pixels (1, height, width, 3) of a letterboxed picture, 0–255, and gives either columns (1, 4 + labels,
-n) of centre, size and a score for each label, to be suppressed here, or rows (1, n, 6) of corners, score and label from
-a head that needs no suppression.
+n) of centre, size and a score for each label, to be suppressed here, or rows (1, n, 4 + labels) of corners and scores
+from a head that needs no suppression.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def read_output(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return corners (n, 4) in the letterbox, scores (n,) above `min_score`, label numbers (n,); surest first."""
     if facts.rows:
-        kept = output[output[:, 4] > min_score][:MAX_OBJECTS]
-        return kept[:, :4], kept[:, 4], kept[:, 5].astype(np.int64)
+        return _best_rows(output, min_score)
     best = output[4:].max(axis=0)
     kept = output[:, best > min_score]
     numbers = kept[4:].argmax(axis=0)
@@ -81,3 +80,15 @@ def read_output(
     corners = np.concatenate([centre - half, centre + half], axis=1)
     stay = suppress(corners, scores, numbers, max_iou=facts.max_iou, most=MAX_OBJECTS)
     return corners[stay], scores[stay], numbers[stay]
+
+
+def _best_rows(
+    output: npt.NDArray[np.float32], min_score: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return the best labels of the best places, as ultralytics' `Detect.get_topk_index` takes them."""
+    places = np.argsort(-output[:, 4:].max(axis=1), kind="stable")[:MAX_OBJECTS]
+    every = output[places, 4:]
+    best = np.argsort(-every, axis=None, kind="stable")[:MAX_OBJECTS]
+    best = best[every.ravel()[best] > min_score]
+    rows, numbers = np.divmod(best, every.shape[1])
+    return output[places[rows], :4], every.ravel()[best], numbers
