@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 from pixelgate_common.contracts.storage import Tier
+from pixelgate_common.errors import PixelgateError
 from pixelgate_common.images import BrokenImage
 
 from storage_service.database import Connection, Database
@@ -39,6 +40,7 @@ CANDIDATE_BITS, CANDIDATE_COSINE = 14, 0.85
 """Differing bits of the hash, and cosine, up to and from which it is worth looking at the pixels."""
 SIMILAR_BITS = 6
 HASH = "phash:1"
+POSTPONED_S = 600.0
 _STRETCH = 1.02 / LEAST_OVERLAP
 """How far a crop can change the ratio of the sides."""
 
@@ -95,9 +97,23 @@ class Comparisons:
             due = await rows.fetchall()
             for image_id, due_at in due:
                 began = time.monotonic()
-                await self._compare(image_id, due_at)
+                try:
+                    await self._compare(image_id, due_at)
+                except PixelgateError:  # a store is away, and would be for the next picture too
+                    raise
+                except Exception as error:
+                    log.error("comparison_failed", image_id=image_id, exc_info=error)
+                    await self._postpone(image_id)
                 await asyncio.sleep(self._rest * (time.monotonic() - began))
         return len(due)
+
+    async def _postpone(self, image_id: int) -> None:
+        """Let the others pass: one picture must not keep them waiting, whatever is wrong with it."""
+        async with self._db.connection() as conn:
+            await conn.execute(
+                "UPDATE duplicates_due SET due_at = now() + make_interval(secs => %s) WHERE image_id = %s",
+                (POSTPONED_S, image_id),
+            )
 
     async def _all_if_changed(self) -> None:
         """Have every picture compared again when the models or the method are not those of the last time."""

@@ -271,17 +271,39 @@ async def test_copies_are_found_by_hash_and_crops_by_vectors(service: Service, c
     assert await service.value("SELECT count(*) FROM duplicate_pairs WHERE tier = 'same'") >= 3
 
 
+class Killed(BaseException):
+    """The end of the process, as far as one can have it and go on."""
+
+
+async def test_a_picture_that_cannot_be_compared_keeps_nobody_waiting(
+    service: Service, comparisons: Comparisons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = (await service.create(made.encoded(photograph(9), quality=90))).id
+    ids = [(await service.create(made.encoded(photograph(3), quality=q))).id for q in (90, 60)]
+    write = Comparisons._write
+
+    async def stumble(self: Comparisons, image_id: int, *rest: Any) -> None:
+        if image_id == odd:
+            raise KeyError("lost")
+        await write(self, image_id, *rest)
+
+    monkeypatch.setattr(Comparisons, "_write", stumble)
+    await compare_all(service, comparisons)
+    assert await groups(service) == [ids]
+    assert (await service.client.get("/v1/duplicates")).json()["pending"] == 1
+
+
 async def test_comparing_again_finds_the_same_and_a_crash_loses_nothing(
     service: Service, comparisons: Comparisons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [(await service.create(made.encoded(photograph(3), quality=q))).id for q in (90, 60)]
 
-    async def crash(*_: object) -> None:
-        raise RuntimeError("killed")
+    async def killed(*_: object) -> None:
+        raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Comparisons, "_write", crash)
-        with pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(Comparisons, "_write", killed)
+        with pytest.raises(Killed):
             await compare_all(service, comparisons)
     assert (await service.client.get("/v1/duplicates")).json()["pending"] == 2
     for _ in range(2):
