@@ -13,7 +13,7 @@ from pixelgate_common.service import build_app
 
 from detect_service.cutouts import CutoutMaker
 from detect_service.objects import ObjectFinder
-from detect_service.routes import Served, detect_router
+from detect_service.routes import Parts, detect_router
 from detect_service.served import Models, Shelf
 from detect_service.settings import Settings
 from detect_service.workbench import Workbench
@@ -40,7 +40,7 @@ def create_app(settings: Settings, *, models: Models | None = None) -> FastAPI:
             cutouts = await stack.enter_async_context(
                 CutoutMaker(begun.mattes, workbench, settings, look_up=shelf.matte)
             )
-            app.state.served = Served(objects=objects, cutouts=cutouts, workbench=workbench, set=begun.set)
+            app.state.parts = Parts(objects=objects, cutouts=cutouts, workbench=workbench, set=begun.set)
             # What is alive now stays alive: the collector need not look at it again with every request.
             gc.collect()
             gc.freeze()
@@ -49,10 +49,10 @@ def create_app(settings: Settings, *, models: Models | None = None) -> FastAPI:
     app: FastAPI
 
     async def check() -> list[dict[str, str]]:
-        served: Served = app.state.served
-        served.objects.check()
-        served.cutouts.check()
-        models = served.objects.models()[:1] + served.cutouts.models()[:1]
+        parts: Parts = app.state.parts
+        parts.objects.check()
+        parts.cutouts.check()
+        models = parts.objects.models()[:1] + parts.cutouts.models()[:1]
         return [about.model_dump(include={"slot", "model", "fingerprint", "precision", "state"}) for about in models]
 
     app = build_app(

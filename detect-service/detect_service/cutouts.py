@@ -114,16 +114,20 @@ class CutoutMaker:
                 return model.about(), outcomes
 
     async def _named(self, name: str) -> Served[MatteNetwork]:
+        if (known := self._known(name)) is not None:
+            return known
         async with self._looking_up:
-            for model in self._models:
-                if model.name == name:
-                    return model
+            if (known := self._known(name)) is not None:  # somebody else looked it up meanwhile
+                return known
             try:
                 model = await asyncio.to_thread(self._look_up, name)
             except ModelMissing as error:
                 raise UnknownModel(error.detail, field="model") from error
             self._models.append(model)
             return model
+
+    def _known(self, name: str) -> Served[MatteNetwork] | None:
+        return next((model for model in self._models if model.name == name), None)
 
     async def _cut(
         self,

@@ -75,7 +75,7 @@ _ANNOTATE_SCHEMA: dict[str, Any] = {
 }
 
 
-class Served(BaseModel):
+class Parts(BaseModel):
     """What the routes work with, put on the application's state when it starts."""
 
     model_config = {"arbitrary_types_allowed": True, "frozen": True}
@@ -102,7 +102,7 @@ def detect_router(budget: ByteBudget, body_limit: int) -> APIRouter:
         priority: Annotated[Priority, Query()] = "interactive",
     ) -> Response:
         """Find objects in pictures: multipart files named `images`, or one picture as the body (`image/*`)."""
-        finder = _served(request).objects
+        finder = _parts(request).objects
         finder.find_model(fingerprint)  # refuse before the body is read
         with budget.hold(declared_bytes(request)):
             pictures = _pictures(request.headers.get("content-type", ""), await request.body(), MAX_IMAGES)
@@ -122,7 +122,7 @@ def detect_router(budget: ByteBudget, body_limit: int) -> APIRouter:
         options: Annotated[_CutoutQuery, Query()],
     ) -> Response:
         """Cut what a picture is of out of it: multipart files named `images`, or one picture as the body."""
-        maker = _served(request).cutouts
+        maker = _parts(request).cutouts
         await maker.find_model(options.model, options.fingerprint)  # refuse before the body is read
         with budget.hold(declared_bytes(request)):
             pictures = _pictures(request.headers.get("content-type", ""), await request.body(), MAX_CUTOUT_IMAGES)
@@ -140,7 +140,7 @@ def detect_router(budget: ByteBudget, body_limit: int) -> APIRouter:
     )
     async def draw_annotations(request: Request) -> Response:
         """Draw boxes and labels on a picture: multipart with the file `image` and the field `annotations`."""
-        workbench = _served(request).workbench
+        workbench = _parts(request).workbench
         with budget.hold(declared_bytes(request)):
             picture, annotations = _annotated(request.headers.get("content-type", ""), await request.body())
             async with workbench.decoded(picture) as decoded:
@@ -152,8 +152,8 @@ def detect_router(budget: ByteBudget, body_limit: int) -> APIRouter:
     @router.get("/models")
     async def models(request: Request) -> ServedModels:
         """Return what is served; for each slot the model in use comes first."""
-        served = _served(request)
-        return ServedModels(set=served.set, models=served.objects.models() + served.cutouts.models())
+        parts = _parts(request)
+        return ServedModels(set=parts.set, models=parts.objects.models() + parts.cutouts.models())
 
     return router
 
@@ -178,9 +178,9 @@ class _HeldResponse(Response):
             await super().__call__(scope, receive, send)
 
 
-def _served(request: Request) -> Served:
-    served: Served = request.app.state.served
-    return served
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
 
 
 def _pictures(content_type: str, body: bytes, most: int) -> list[bytes]:
