@@ -74,7 +74,7 @@ async def pipeline_over(inner: Inner, **settings: Any) -> AsyncIterator[httpx.As
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds; TimeoutError after 20 s."""
-    async with asyncio.timeout(20):
+    """Wait until `condition` holds; TimeoutError after a minute."""
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
