@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 
@@ -36,7 +37,7 @@ def annotate(picture: Image.Image, objects: Sequence[Box], measured_in: tuple[in
     draw = ImageDraw.Draw(canvas)
     side = min(canvas.size)
     line_px = max(1, round(side / 220))
-    font = _font(max(10, min(64, round(side / 28))))
+    font_px = max(10, min(64, round(side / 28)))
     scale_x, scale_y = canvas.width / measured_in[0], canvas.height / measured_in[1]
     order = sorted(objects, key=lambda one: one.score)
     frames = [_frame(one, scale_x, scale_y, canvas.size) for one in order]
@@ -44,7 +45,7 @@ def annotate(picture: Image.Image, objects: Sequence[Box], measured_in: tuple[in
         _draw_frame(draw, frame, color_of(one.label), line_px)
     # All names after all frames: a frame through a name makes it unreadable.
     for one, frame in zip(order, frames, strict=True):
-        _draw_name(draw, frame, one, font, line_px, canvas.size)
+        _draw_name(draw, frame, one, font_px, line_px, canvas.size)
     file = BytesIO()
     canvas.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return file.getvalue()
@@ -74,13 +75,17 @@ def _draw_name(
     draw: ImageDraw.ImageDraw,
     frame: tuple[int, int, int, int],
     one: Box,
-    font: ImageFont.FreeTypeFont,
+    font_px: int,
     line_px: int,
     size: tuple[int, int],
 ) -> None:
     color = color_of(one.label)
-    text = f"{_printable(one.label)} {one.score:.0%}"
-    pad = max(2, line_px)
+    label, pad = _printable(one.label), max(2, line_px)
+    font = _font(font_px, label.isascii())
+    text = f"{label} {one.score:.0%}"
+    while len(label) > 3 and draw.textlength(text, font=font) > size[0] - 2 * pad:
+        label = label[:-2] + "…"
+        text = f"{label} {one.score:.0%}"
     x1, y1, x2, y2 = (round(edge) for edge in draw.textbbox((0, 0), text, font=font))
     width, height = x2 - x1 + 2 * pad, y2 - y1 + 2 * pad
     left = max(0, min(frame[0], size[0] - width))
@@ -97,8 +102,11 @@ def _printable(label: str) -> str:
     return text if len(text) <= _MAX_LABEL_CHARS else text[: _MAX_LABEL_CHARS - 1] + "…"
 
 
-@lru_cache(maxsize=16)
-def _font(size_px: int) -> ImageFont.FreeTypeFont:
+@lru_cache(maxsize=32)
+def _font(size_px: int, ascii_only: bool) -> ImageFont.FreeTypeFont:
+    if not ascii_only:
+        with suppress(OSError):  # with more letters than Pillow's own, where this machine has it
+            return ImageFont.truetype("DejaVuSans.ttf", size_px)
     font = ImageFont.load_default(size_px)  # Pillow's own Aileron: no font file of this machine is needed
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font

@@ -70,7 +70,7 @@ def check_objects(name: str, objects: Sequence[Box], expected: Answer, precision
     recorded = [Box.model_validate(one) for one in expected["objects"]]
     most = _MAX_SCORE_ERROR[precision]
     # Of a model that sees very much, only the surest are recorded.
-    cut = recorded[-1].score + most if len(recorded) == _MOST_RECORDED else 0.0
+    cut = min(one.score for one in recorded) + most if len(recorded) >= _MOST_RECORDED else 0.0
     for what, wanted, given in (("misses", recorded, objects), ("invents", objects, recorded)):
         for one in wanted:
             if one.score >= max(_SURE, cut) and not any(_agree(one, other, most) for other in given):
