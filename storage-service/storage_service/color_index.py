@@ -1,7 +1,7 @@
 """Palettes in memory, ranked by their distance to the colours of a query: the same order as comparing with every one.
 
-Candidates come from a table look-up by codes (about 0.1 ms for each thousand palettes), exact distances are computed
-for all that may still be among the best: those whose looked-up distance is within MARGIN of the last exact one needed.
+Table look-ups by codes say how close a palette may be at most (`color_bounds`); exact distances are computed for all
+that may still be among the best: those whose bound is not above the last exact distance needed.
 
 Memory per picture: 16 bytes of codes, 48 of colours, 17 of ids and numbers; as much again where it has a foreground of
 its own. Rows are only ever appended. A palette that changed is a new row, and the old one is dead: so a ranking in a
@@ -18,15 +18,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import structlog
-from pixelgate_common.colors import EMPTY_CODE, ColorTable, palette_distances
+from pixelgate_common.colors import EMPTY_CODE, palette_distances
 from pixelgate_common.contracts.color import MAX_COLORS
 
+from storage_service.color_bounds import SLACK, ColorBounds, warm_up
 from storage_service.database import Connection, Database
 from storage_service.palettes import BATCH, PaletteRows, changed_since, to_lab
 
 log = structlog.get_logger(__name__)
-MARGIN = 8.0
-"""More than a looked-up distance differs from the exact one: at most about 7, among the darkest colours."""
 FEWEST = 1024
 """Palettes that are compared exactly at least: it takes a millisecond or two, and often ends the matter."""
 _MOST_DEAD = 0.2
@@ -87,13 +86,13 @@ class _PalettesSeen:
     codes: list[npt.NDArray[np.uint16]]
     labs: npt.NDArray[np.int16]
 
-    def looked_up(self, table: ColorTable, rows: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.float32]:
+    def bounds(self, table: ColorBounds, rows: npt.NDArray[np.intp] | slice) -> npt.NDArray[np.float32]:
         parts = [codes[rows] for codes in self.codes]
-        distances = np.empty(len(parts[0]), np.float32)
-        for start in range(0, len(distances), BATCH):
+        bounds = np.empty(len(parts[0]), np.float32)
+        for start in range(0, len(bounds), BATCH):
             stacked = np.stack([part[start : start + BATCH] for part in parts])
-            distances[start : start + BATCH] = table.distances(stacked)
-        return distances
+            bounds[start : start + BATCH] = table.of(stacked)
+        return bounds
 
     def exact(self, terms: ColorTerms, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         codes = np.stack([part[rows] for part in self.codes], axis=1)
@@ -118,15 +117,15 @@ class PalettesNow:
 
         Palettes without a colour that counts are left out.
         """
-        looked_up = self._looked_up(ColorTable(terms.labs, terms.weights), terms.of, rows)
         most = max(limit, FEWEST)
         if len(rows) > most:
-            nearest = np.argpartition(looked_up, most - 1)[:most]
+            bounds = self._bounds(ColorBounds(terms.labs, terms.weights), terms.of, rows)
+            nearest = np.argpartition(bounds, most - 1)[:most]
             exact = self._exact(terms, rows[nearest])
             last = np.partition(exact, limit - 1)[limit - 1]
             if np.isfinite(last):
-                # All that may still be as close as the last one; most of them have been compared already.
-                chosen = np.flatnonzero(looked_up <= last + np.float32(MARGIN))
+                # All that may be as close as the last one.
+                chosen = np.flatnonzero(bounds <= last + np.float32(SLACK))
                 exact = self._exact(terms, rows[chosen])
             else:
                 chosen, exact = np.arange(len(rows)), self._exact(terms, rows)
@@ -151,11 +150,11 @@ class PalettesNow:
         exact = self._exact(terms, rows)
         return {int(id_): float(d) for id_, d in zip(self.ids[rows], exact, strict=True) if np.isfinite(d)}
 
-    def _looked_up(self, table: ColorTable, of: Of, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        found = self.whole.looked_up(table, slice(None) if len(rows) == len(self.ids) else rows)
+    def _bounds(self, table: ColorBounds, of: Of, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        found = self.whole.bounds(table, slice(None) if len(rows) == len(self.ids) else rows)
         if of == "foreground":
             places, fronts = self._fronts(rows)
-            found[places] = self.foreground.looked_up(table, fronts)
+            found[places] = self.foreground.bounds(table, fronts)
         return found
 
     def _exact(self, terms: ColorTerms, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
@@ -198,6 +197,7 @@ class ColorIndex:
 
         Until then these cost a little memory; no search shows them, because every hit is looked up in Postgres.
         """
+        await asyncio.to_thread(warm_up)
         async with self._busy, self._db.connection() as conn:
             await self._read_on(conn)
             row = await (await conn.execute("SELECT count(*) FROM palettes")).fetchone()

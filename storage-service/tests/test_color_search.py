@@ -12,10 +12,11 @@ import pictures_made as made
 import pytest
 from conftest import Service, running
 from gallery import FINGERPRINT, clustered, quick_folder
-from pixelgate_common.colors import lab_to_srgb, palette_distances, srgb_to_lab, to_hex
+from pixelgate_common.colors import ciede2000, encode_lab, lab_to_srgb, palette_distances, srgb_to_lab, to_hex
 from pixelgate_common.contracts.storage import Search, SearchPage
 from pixelgate_common.vectors import encode_vector
 from psycopg.types.json import Jsonb
+from storage_service.color_bounds import SLACK, bounds_of_cells
 from storage_service.color_index import FEWEST, ColorIndex
 from storage_service.database import Database
 from storage_service.generations import Generations
@@ -324,6 +325,23 @@ async def by_color(service: Service, lab: list[float]) -> int:
 async def test_a_query_that_says_nothing_is_refused(settings: Settings, query: dict[str, Any]) -> None:
     async with running(settings) as service:
         assert (await service.client.post("/v1/search", json={"colors": query})).status_code == 422
+
+
+def test_bounds_are_never_above_the_exact_distance() -> None:
+    random = np.random.default_rng(11)
+    queries = [random.integers(0, 256, 3) for _ in range(20)] + [random.integers(0, 40, 3) for _ in range(10)]
+    # Near grey against a vivid colour, where CIEDE2000 jumps within one cell.
+    queries.append(lab_to_srgb(np.array([52.54, 58.9, -7.48])))
+    for rgb in queries:
+        query = srgb_to_lab(np.asarray(rgb, np.float32)).astype(np.float32)
+        labs = srgb_to_lab(random.uniform(0, 255, (20_000, 3)).astype(np.float32)).astype(np.float32)
+        greys = srgb_to_lab((random.uniform(0, 247, (5_000, 1)) + random.uniform(0, 8, (5_000, 3))).astype(np.float32))
+        labs = np.concatenate((labs, greys.astype(np.float32)))
+        bounds = bounds_of_cells(query)[encode_lab(labs)]
+        exact = ciede2000(query, labs)
+        assert (bounds <= exact + SLACK).all()
+        assert (bounds[exact <= 10] <= exact[exact <= 10] + 0.01).all()
+        assert np.median(exact - bounds) < 6, "a bound that says nothing would be one too"
 
 
 def test_a_palette_takes_64_bytes() -> None:
