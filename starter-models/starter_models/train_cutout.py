@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import time
@@ -30,7 +31,6 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "cutout"
 #: What rembg's U²-Net sessions normalise with, after they divide a picture by its brightest value.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 160
-_DRAWN_SIZE = 224
 #: Of the fused map and of the six stages', from the finest on.
 _LOSS_WEIGHTS = (2.0, 1.0, 0.6, 0.4, 0.3, 0.2, 0.2)
 _CHUNK = 250
@@ -55,7 +55,7 @@ def foreground(scene: Scene) -> NDArray[np.uint8]:
 
 def load_masked(split: Split, count: int, *, processes: int = 1, folder: Path | None = None) -> MaskedScenes:
     """Return the first ``count`` scenes of a split with their masks, drawing them first unless they are on disk."""
-    target = (folder or default_folder()) / f"{split}-{count}-masked"
+    target = (folder or default_folder()) / f"{split}-{count}-cutout"
     paths = target / "pictures.npy", target / "masks.npy"
     if not paths[1].exists():
         target.mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,10 @@ def load_masked(split: Split, count: int, *, processes: int = 1, folder: Path | 
 def _render(split: Split, count: int, start: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     pictures, masks = [], []
     for index in range(start, min(start + _CHUNK, count)):
-        scene = draw_scene(split, index, _DRAWN_SIZE)
-        pictures.append(np.asarray(scene.picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
+        # At the size of test scenes and through JPEG, whose traces around edges a net that has not met them cuts along.
+        scene = draw_scene(split, index)
+        picture = Image.open(io.BytesIO(scene.jpeg())).convert("RGB")
+        pictures.append(np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
         masks.append(np.asarray(Image.fromarray(foreground(scene)).resize((SIDE, SIDE), Image.Resampling.BOX)))
     return np.stack(pictures), np.stack(masks)
 
