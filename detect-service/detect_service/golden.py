@@ -69,11 +69,14 @@ def check_objects(name: str, objects: Sequence[Box], expected: Answer, precision
     """
     recorded = [Box.model_validate(one) for one in expected["objects"]]
     most = _MAX_SCORE_ERROR[precision]
-    # Of a model that sees very much, only the surest are recorded.
+    # Of a model that sees very much only the surest are recorded, so only what is as sure can be said to be invented.
     cut = min(one.score for one in recorded) + most if len(recorded) >= _MOST_RECORDED else 0.0
-    for what, wanted, given in (("misses", recorded, objects), ("invents", objects, recorded)):
+    for what, wanted, given, sure in (
+        ("misses", recorded, objects, _SURE),
+        ("invents", objects, recorded, max(_SURE, cut)),
+    ):
         for one in wanted:
-            if one.score >= max(_SURE, cut) and not any(_agree(one, other, most) for other in given):
+            if one.score >= sure and not any(_agree(one, other, most) for other in given):
                 raise WrongAnswer(
                     f"{name} {what} an object of the known picture, {one.label} ({one.score:.2f}): its weights, its "
                     "preprocessing or this machine's arithmetic are not what they were."

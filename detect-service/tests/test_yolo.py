@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from detect_fakes import convert_here, scenery, write_yolo
+from detect_service import golden
 from detect_service.detectors.protocol import MAX_OBJECTS, Detector, Question
 from detect_service.served import Shelf
 from detect_service.settings import Settings
@@ -87,9 +89,19 @@ def test_boxes_are_those_of_predict(
 
 @pytest.fixture
 def checkpoint(settings: Settings, shared_cache: Path) -> Settings:
-    """A service whose objects model lies by name in the model folder."""
-    write_yolo(settings.model_dir / "objects" / "mine.pt", "yolo11n", side_px=160)
+    """A service whose objects model, one that really finds things, lies by name in the model folder."""
+    starter = Settings.model_fields["starter_dir"].default / "objects"
+    folder = settings.model_dir / "objects"
+    folder.mkdir(parents=True)
+    shutil.copy(starter / "model.pt", folder / "mine.pt")
+    shutil.copy(starter / "config.json", folder / "mine.json")
+    # As if it were not known here: then its answer is recorded when it is first loaded.
     return settings.model_copy(update={"objects_model": "mine", "cutout_model": "none", "cache_dir_set": shared_cache})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "known_answers", dict)
 
 
 def test_bf16_and_fp32_have_one_fingerprint_and_the_lock_remembers(checkpoint: Settings) -> None:
@@ -111,8 +123,8 @@ def test_other_weights_under_a_known_name_are_refused(checkpoint: Settings) -> N
 def test_a_model_that_gives_another_answer_than_recorded_is_refused(checkpoint: Settings) -> None:
     load(checkpoint)
     content = json.loads(checkpoint.lock_path.read_text())
-    content["detect"]["objects:mine"]["golden"]["objects"].append(
-        {"label": "unicorn", "score": 0.9, "box": [1, 1, 50, 50]}
+    content["detect"]["objects:mine"]["golden"]["objects"].insert(
+        0, {"label": "unicorn", "score": 0.9, "box": [1, 1, 50, 50]}
     )
     checkpoint.lock_path.write_text(json.dumps(content))
     with pytest.raises(WrongAnswer, match="misses an object of the known picture, unicorn"):

@@ -83,12 +83,14 @@ def keep_to(folder: Path) -> None:
         U2NET_HOME=str(folder),
         NUMBA_CACHE_DIR=str(folder),
         TORCH_HOME=str(folder),
+        TORCHINDUCTOR_CACHE_DIR=str(folder),
         HF_HOME=str(folder),
         HF_HUB_OFFLINE="1",
         TRANSFORMERS_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
         DO_NOT_TRACK="1",
     )
+    tempfile.tempdir = str(folder)
     os.chdir(folder)  # ultralytics makes folders for its runs where it stands
 
 
