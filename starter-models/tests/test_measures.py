@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from starter_models.captions import Facts, canonical
-from starter_models.labels import LABELS
+from starter_models.labels import LABELS, Label
 from starter_models.measures import (
     Detection,
     Located,
@@ -39,7 +39,7 @@ def test_labels_are_read_from_a_sentence(text: str, labels: dict[str, int]) -> N
 
 
 @pytest.mark.parametrize("label", LABELS, ids=lambda label: label.name)
-def test_every_word_of_a_label_is_read(label) -> None:  # type: ignore[no-untyped-def]
+def test_every_word_of_a_label_is_read(label: Label) -> None:
     for singular, plural in label.words:
         assert caption_labels(f"a {singular} on a plain red background") == {label.name: 1}
         assert caption_labels(f"three {plural} on a plain red background") == {label.name: 3}
