@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageColor
 
 from tests.evaluation.colors import by_colors, by_palette
 from tests.evaluation.content import captions, cutouts, objects
@@ -118,8 +118,9 @@ def test_a_photograph_goes_through_every_stage(analysed: Analysed, name: str) ->
 
 def test_a_plain_picture_has_its_one_colour(analysed: Analysed) -> None:
     (color,) = analysed.record(analysed.photographs["1x1.png"])["palette"]
-    assert color["hex"] == "#c81e28"
-    assert color["lab"] == pytest.approx((43.3, 63.3, 40.0), abs=0.3)
+    # The preview is what is looked at, and encoding it may move a channel by a level or two.
+    assert np.array(ImageColor.getrgb(color["hex"])) == pytest.approx((200, 30, 40), abs=2)
+    assert color["lab"] == pytest.approx((43.3, 63.3, 40.0), abs=1.5)
 
 
 # What the committed starter weights reach on these 60 scenes lies above; the aims themselves are `make evaluate`'s.
@@ -191,7 +192,8 @@ def test_a_search_answers_with_one_picture_where_asked_to(analysed: Analysed) ->
     collage = Image.open(io.BytesIO(answer.content))
     assert answer.headers["content-type"] == f"image/{(collage.format or '').lower()}"
     assert min(collage.size) >= 300
-    assert len(set(collage.convert("RGB").resize((64, 64)).getdata())) > 100, "there is next to nothing on it"
+    seen = np.unique(np.asarray(collage.convert("RGB").resize((64, 64))).reshape(-1, 3), axis=0)
+    assert len(seen) > 100, "there is next to nothing on it"
 
 
 def test_a_persons_caption_stays_when_the_stage_runs_again(analysed: Analysed) -> None:
