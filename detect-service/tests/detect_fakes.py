@@ -217,7 +217,6 @@ def write_detr(folder: Path, kind: str, seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     names = {number: f"thing {number}" for number in range(7)}
-    # Larger weights than at the start of a training, so that scores differ and some are sure.
     common: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     sizes: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 64], "depths": [1, 1, 1, 1]}
     small: dict[str, Any] = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 30}
@@ -235,9 +234,10 @@ def write_detr(folder: Path, kind: str, seed: int = 0) -> Path:
         model = t.DetrForObjectDetection(t.DetrConfig(backbone_config=backbone, **small, **heads, **common))
         processor = t.DetrImageProcessor(size={"shortest_edge": 128, "longest_edge": 213})
     with torch.no_grad():
+        # At the start of a training all scores are equal, and which of them are the best is decided by the last bit.
         for name, parameter in model.named_parameters():
-            if "class" in name and parameter.ndim == 2:
-                parameter.mul_(3)
+            if ("class" in name or "score" in name) and parameter.ndim == 2:
+                parameter.normal_(0, 0.5)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -83,12 +83,12 @@ def shortest_to(size: tuple[int, int], shortest_px: int, longest_px: int) -> tup
     exact: float = shortest_px
     if max(size) / min(size) * shortest_px > longest_px:
         exact = longest_px * min(size) / max(size)
-    short = max(1, round(exact))
+    short = round(exact)
     if min(size) == short:
         return size
     if width < height:
-        return short, max(1, int(exact * height / width))
-    return max(1, int(exact * width / height)), short
+        return max(1, short), max(1, int(exact * height / width))
+    return max(1, int(exact * width / height)), max(1, short)
 
 
 def read_output(logits: Floats, boxes: Floats, facts: DetrFacts, size: tuple[int, int], min_score: float) -> list[Box]:
