@@ -234,10 +234,13 @@ def write_detr(folder: Path, kind: str, seed: int = 0) -> Path:
         model = t.DetrForObjectDetection(t.DetrConfig(backbone_config=backbone, **small, **heads, **common))
         processor = t.DetrImageProcessor(size={"shortest_edge": 128, "longest_edge": 213})
     with torch.no_grad():
-        # At the start of a training all scores are equal, and which of them are the best is decided by the last bit.
+        # At the start of a training hardly any signal passes and all scores are equal: which of them are the best is
+        # decided by the last bit.
         for name, parameter in model.named_parameters():
             if ("class" in name or "score" in name) and parameter.ndim == 2:
                 parameter.normal_(0, 0.5)
+            elif parameter.ndim >= 2:
+                torch.nn.init.kaiming_normal_(parameter)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
