@@ -52,16 +52,21 @@ def same(one: Box, other: Box) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "rows"),
-    [("yolo11n", False), ("yolo26n", False), ("yolo26n", True)],
-    ids=["yolo11n", "yolo26n", "yolo26n without suppression"],
+    ("architecture", "options"),
+    [
+        ("yolo11n", {}),
+        ("yolo11n", {"iou": 0.4, "agnostic_nms": True}),
+        ("yolo26n", {}),
+        ("yolo26n", {"nms": False}),
+    ],
+    ids=["yolo11n", "yolo11n one thing in a place", "yolo26n", "yolo26n without suppression"],
 )
 def test_boxes_are_those_of_predict(
-    settings: Settings, tmp_path: Path, shared_cache: Path, architecture: str, rows: bool
+    settings: Settings, tmp_path: Path, shared_cache: Path, architecture: str, options: dict[str, Any]
 ) -> None:
     weights = write_yolo(tmp_path / "own" / "model.pt", architecture)
-    if rows:
-        (tmp_path / "own" / "config.json").write_text(json.dumps({"nms": False}))
+    if options:
+        (tmp_path / "own" / "config.json").write_text(json.dumps(options))
     settings = settings.model_copy(
         update={
             "objects_model": str(tmp_path / "own"),
@@ -75,7 +80,7 @@ def test_boxes_are_those_of_predict(
     looked_at = 0
     for size in SIZES:
         picture = scenery(*size)
-        theirs = predict(weights, picture, **({"nms": False} if rows else {}))
+        theirs = predict(weights, picture, **options)
         (ours,) = detector.find([Question(detector.prepare(picture, size), 0.25)])
         assert [one.score for one in ours] == sorted((one.score for one in ours), reverse=True)
         # What is at the very threshold may fall on either side of it.

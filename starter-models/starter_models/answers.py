@@ -35,11 +35,11 @@ class Objects:
             from ultralytics import YOLO
 
             self._model: Any = YOLO(str(folder / "model.pt"), task="detect", verbose=False)
-        self._side: int = config["imgsz"]
+        self._options = {name: config[name] for name in ("imgsz", "iou", "agnostic_nms")}
 
     def find(self, picture: Image.Image) -> list[Detection]:
         """Return what is in a picture, boxes in its own pixels."""
-        result = self._model.predict(picture, imgsz=self._side, conf=MIN_SCORE, max_det=100, verbose=False)[0]
+        result = self._model.predict(picture, conf=MIN_SCORE, max_det=100, verbose=False, **self._options)[0]
         return [
             Detection(result.names[int(label)], score, (box[0], box[1], box[2], box[3]))
             for box, score, label in zip(

@@ -191,7 +191,14 @@ def export(model: Any, side: int, folder: Path) -> None:
         "license": "AGPL-3.0 (https://ultralytics.com/license)",
     }
     torch.save(checkpoint, folder / "model.pt")
-    config = {"imgsz": side, "labels": [label.name for label in LABELS], "architecture": ARCHITECTURE}
+    # No object of a scene hides more than a third of another: two boxes that share more than this are of one thing.
+    config = {
+        "imgsz": side,
+        "iou": 0.4,
+        "agnostic_nms": True,
+        "labels": [label.name for label in LABELS],
+        "architecture": ARCHITECTURE,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

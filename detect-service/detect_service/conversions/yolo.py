@@ -23,8 +23,9 @@ MAX_IOU = 0.7  # ultralytics' default of predict()
 def convert(weights: Path, config: dict[str, Any], graph: Path, *, half: bool) -> Made:
     """Write the graph of `weights`.
 
-    `config` may say `imgsz` (else the checkpoint must) and `nms` (false: the head that needs no suppression is used;
-    by default, as by predict(), the other one). Raises `ModelProblem` when they do not fit together.
+    `config` may say, in ultralytics' words, `imgsz` (else the checkpoint must), `nms` (false: the head that needs no
+    suppression is used; by default, as by predict(), the other one), `iou` (the overlap from which the less sure box
+    goes) and `agnostic_nms` (it goes whatever its label). Raises `ModelProblem` when they do not fit together.
     """
     import torch
     from torch import nn
@@ -45,6 +46,9 @@ def convert(weights: Path, config: dict[str, Any], graph: Path, *, half: bool) -
     if getattr(network, "task", None) not in (None, "detect"):
         raise ModelProblem(f"{weights} is a model for the task {network.task}, not for detect.")
     side_px, rows = _side_px(config, network, weights), config.get("nms") is False
+    max_iou, agnostic = config.get("iou", MAX_IOU), config.get("agnostic_nms", False)
+    if not isinstance(max_iou, int | float) or not 0 < max_iou <= 1 or not isinstance(agnostic, bool):
+        raise ModelProblem(f"{weights}: its config.json needs an iou in (0, 1] and true or false for agnostic_nms.")
     head = network.model[-1]
     if rows and getattr(head, "one2one_cv2", None) is None:
         raise ModelProblem(f"{weights}: its config.json says nms false, but it has no head without suppression.")
@@ -55,7 +59,8 @@ def convert(weights: Path, config: dict[str, Any], graph: Path, *, half: bool) -
         np.ascontiguousarray(np.asarray(golden.picture())[..., ::-1]),  # OpenCV's order of colours
         imgsz=side_px,
         conf=golden.FLOOR,
-        iou=MAX_IOU,
+        iou=max_iou,
+        agnostic_nms=agnostic,
         max_det=MAX_OBJECTS,
         device="cpu",
         save=False,
@@ -80,7 +85,14 @@ def convert(weights: Path, config: dict[str, Any], graph: Path, *, half: bool) -
     example = torch.zeros(1, 8 * stride, 11 * stride, 3, dtype=torch.uint8)
     save_traced(Pixels(network), example, (1, -1, -1, 3), graph, half=half)
     return Made(
-        facts={"labels": list(labels), "side_px": side_px, "stride": stride, "rows": rows, "max_iou": MAX_IOU},
+        facts={
+            "labels": list(labels),
+            "side_px": side_px,
+            "stride": stride,
+            "rows": rows,
+            "max_iou": max_iou,
+            "agnostic": agnostic,
+        },
         architecture={"library": "ultralytics", "layers": json.loads(json.dumps(network.yaml, default=str))},
         golden=answer,
     )

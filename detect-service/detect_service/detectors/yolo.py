@@ -28,13 +28,17 @@ _PREVIEW_SIDE_PX = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YoloFacts:
-    """What a checkpoint says of itself. `rows`: its head needs no suppression. `max_iou`: see `suppression`."""
+    """What a checkpoint says of itself. `rows`: its head needs no suppression. `max_iou`: see `suppression`.
+
+    `agnostic`: boxes suppress each other whatever their labels, for models that seldom see one thing before another.
+    """
 
     labels: tuple[str, ...]
     side_px: int
     stride: int
     rows: bool
     max_iou: float
+    agnostic: bool = False
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> YoloFacts:
@@ -78,7 +82,8 @@ def read_output(
     scores = kept[4:].max(axis=0, initial=0.0)
     centre, half = kept[:2].T, kept[2:4].T / 2
     corners = np.concatenate([centre - half, centre + half], axis=1)
-    stay = suppress(corners, scores, numbers, max_iou=facts.max_iou, most=MAX_OBJECTS)
+    rivals = np.zeros_like(numbers) if facts.agnostic else numbers
+    stay = suppress(corners, scores, rivals, max_iou=facts.max_iou, most=MAX_OBJECTS)
     return corners[stay], scores[stay], numbers[stay]
 
 
