@@ -247,14 +247,25 @@ def test_a_deleted_picture_is_gone_from_everywhere(library: Library) -> None:
     assert library.client.post("/v1/search/by-image", **search).json()["hits"][0]["image"]["id"] != image_id  # type: ignore[arg-type]
 
 
+def log_lines(library: Library, service: str) -> list[dict[str, Any]]:
+    """Return the lines of a service's log, the last full one (`.1`) included, that have the request id in them."""
+    found = []
+    for path in sorted((library.system.data_dir / "logs").glob(f"{service}.log*")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found += [json.loads(line) for line in lines if "a-search-to-follow" in line]
+    return found
+
+
 def test_a_request_id_travels_through_every_service(library: Library) -> None:
     sent = {"X-Request-ID": "a-search-to-follow"}
     answer = library.client.get("/v1/search", params={"q": "a bus"}, headers=sent)
     assert answer.headers["x-request-id"] == "a-search-to-follow"
+    deadline = time.monotonic() + 20
     for service in ("gateway", "embed", "storage"):
-        log = (library.system.data_dir / "logs" / f"{service}.log").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in log.splitlines() if "a-search-to-follow" in line]
-        assert any(line["request_id"] == "a-search-to-follow" for line in lines), service
+        # A service writes its line when it is done, which can be after the client has its answer.
+        while not any(line["request_id"] == "a-search-to-follow" for line in log_lines(library, service)):
+            assert time.monotonic() < deadline, service
+            time.sleep(0.1)
 
 
 def test_everything_survives_a_restart(library: Library) -> None:
