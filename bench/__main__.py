@@ -14,6 +14,7 @@ QUESTIONS = {
     "objects_http": "(f) objects over HTTP against ultralytics' predict() one by one",
     "cutouts_http": "(g) cutouts over HTTP against rembg one by one",
     "color_ranking": "(h) ranking 100,000 palettes by CIEDE2000 against scikit-image",
+    "color_search": "(h2) colour search in a store of 100,000 pictures against looking at every palette",
     "thumbnails": "(i) thumbnails of 12-megapixel photographs against Pillow",
     "gateway_overhead": "(d) what the gateway adds to a direct call",
 }

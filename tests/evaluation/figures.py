@@ -41,5 +41,5 @@ def table(figures: Sequence[Figure]) -> str:
     for row, figure in zip([head, *rows], [None, *figures], strict=True):
         cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)]
         lines.append(("  ".join(cells) + (f"  {figure.note}" if figure and figure.note else "")).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)
