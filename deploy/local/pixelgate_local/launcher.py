@@ -121,6 +121,7 @@ class Launcher:
                 settings=settings,
                 guard=guard,
                 console=self._console,
+                needed=service.awaited,
             )
 
     def _given(self, service: Service, token: str) -> dict[str, str]:

@@ -36,7 +36,8 @@ class Settings(BaseSettings):
 
     hints: bool = Field(True, description="Whether the launcher says what to try next; not when it serves a demo.")
 
-    start_timeout_s: float = Field(300.0, gt=0, description="A service that does not answer this long is restarted.")
+    # Long: the first start of a service converts its models, and begins anew if it is restarted meanwhile.
+    start_timeout_s: float = Field(1200.0, gt=0, description="A service that does not answer this long is restarted.")
     start_attempts: int = Field(5, ge=1, description="So often a service may end before it ever answered.")
     probe_s: float = Field(5.0, gt=0, le=60, description="How often a running service is asked whether it lives.")
     silence_s: float = Field(60.0, gt=0, description="A service that does not answer for this long is restarted.")

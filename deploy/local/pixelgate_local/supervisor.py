@@ -130,9 +130,14 @@ class SupervisedService(Supervised):
         settings: Settings,
         guard: Guard,
         console: Console,
+        needed: bool = True,
     ) -> None:
-        """`env` is asked for at each start; `after` is what must be ready before it."""
+        """`env` is asked for at each start; `after` is what must be ready before it.
+
+        What is not `needed` may fail to start again and again: the others go on without it.
+        """
         super().__init__(name, console)
+        self._needed = needed
         self._command, self._env, self._address = command, env, address
         self._log_path, self._cwd, self._after = log_path, cwd, after
         self._settings, self._guard = settings, guard
@@ -170,7 +175,7 @@ class SupervisedService(Supervised):
             reason = processes.ending(process.returncode) + (f": {complaint}" if complaint else "")
         self._guard.drop(process.pid)
         self._attempts += 1
-        if not self._answered and self._attempts >= self._settings.start_attempts:
+        if self._needed and not self._answered and self._attempts >= self._settings.start_attempts:
             raise LocalError(f"{self.name} does not start ({reason}); see {self._log_path}")
         return reason
 

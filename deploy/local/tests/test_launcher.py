@@ -205,6 +205,15 @@ def test_it_does_not_wait_for_what_only_adds_to_pictures(run: Run) -> None:
     run.until_said("caption is ready")
 
 
+def test_what_only_adds_to_pictures_may_fail_to_start_for_ever(run: Run) -> None:
+    run.env["PIXELGATE_START_ATTEMPTS"] = "1"
+    run.tell("caption", "exit", "ValueError: the weights are gone")
+    run.start()
+    run.until_said("Pixelgate is ready")
+    run.until_said("caption ended (exit code 3: ValueError: the weights are gone); starting it again", times=2)
+    assert not run.ended()
+
+
 def test_slow_work_stands_back(run: Run) -> None:
     run.start_ready()
     niceness = {name: os.getpriority(os.PRIO_PROCESS, run.pid_of(name)) for name in NAMES}
