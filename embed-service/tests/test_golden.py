@@ -62,11 +62,11 @@ def test_the_first_load_records_and_later_ones_must_match(tmp_path: Path, artifa
 
 def test_what_others_wrote_into_the_lock_stays(tmp_path: Path, artifact: Artifact) -> None:
     lock = tmp_path / "models.lock"
-    lock.write_text(json.dumps({"files": {"a": 1}}))
+    lock.write_text(json.dumps({"files": {"a": {"sha256": "00"}}}))
     golden.expected_vectors(source(), artifact, lock)
     golden.expected_vectors(source("another/model"), artifact, lock)
     content = json.loads(lock.read_text())
-    assert content["files"] == {"a": 1}
+    assert content["files"] == {"a": {"sha256": "00"}}
     assert set(content["embed"]) == {"clip:some/model", "clip:another/model"}
 
 
